@@ -1,0 +1,62 @@
+"""What guards a resume: the iterator's state is only a step, so the pipeline that gives it meaning is fingerprinted."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ['FingerprintError', 'check_fingerprint', 'digest']
+
+REMEDY = {
+    'seed': 'set the old seed again',
+    'batch_size': 'set the old global batch size again (gradient accumulation changes the memory, not the batch)',
+    'source': 'restore the data and its options as they were',
+    'transforms': 'restore the transforms as they were',
+    'order': 'install the version of grain that the run began with',
+    'version': 'use the version of gen_jax that the run began with',
+}
+
+
+class FingerprintError(ValueError):
+    """A checkpoint's pipeline is not the pipeline of this run."""
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value, keys sorted."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
+
+
+def _differences(old: Any, new: Any, path: str) -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [line for key in sorted(set(old) | set(new))
+                for line in _differences(old.get(key, '(absent)'), new.get(key, '(absent)'), f'{path}.{key}')]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for i in range(len(old)) for line in _differences(old[i], new[i], f'{path}[{i}]')]
+    return [] if old == new else [f'{path}: was {json.dumps(old)}, is {json.dumps(new)}']
+
+
+def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Compares the fingerprint in a checkpoint with that of the pipeline about to be used.
+
+    Raises:
+        FingerprintError: naming each part that changed (seed, source, transforms, batch_size, order) with its old and
+            new value and the remedy.
+    """
+    if saved.get('sha256') == current.get('sha256') and saved.get('sha256') is not None:
+        return
+    saved, current = json.loads(json.dumps(saved)), json.loads(json.dumps(current))
+    parts = [part for part in sorted(set(saved) | set(current)) if part != 'sha256']
+    # A change of seed or source changes the order as well; only an unexplained one is news.
+    changed = [part for part in parts if saved.get(part) != current.get(part)]
+    if 'order' in changed and {'seed', 'source'} & set(changed):
+        changed.remove('order')
+    if not changed:
+        raise FingerprintError('the saved fingerprint of the data pipeline does not match its own digest: the '
+                               'checkpoint is damaged; resume from an older one')
+    lines = []
+    for part in changed:
+        lines += _differences(saved.get(part, '(absent)'), current.get(part, '(absent)'), part)
+    remedies = '; '.join(REMEDY.get(part, f'restore {part}') for part in changed)
+    raise FingerprintError(f'the data pipeline changed since the checkpoint was written ({", ".join(changed)}):\n'
+                           + '\n'.join('  ' + line for line in lines) + f'\nTo resume: {remedies}. '
+                           f'To go on with the new data, start a new workdir with init_from.')
