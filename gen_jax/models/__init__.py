@@ -1,0 +1,11 @@
+"""One published architecture per file; every factory is found here by name."""
+
+from gen_jax.models.unet import UNet2D, ddpm_celebahq_256, ddpm_cifar10, unet_digits, unet_tiny
+
+__all__ = [
+    'UNet2D',
+    'ddpm_celebahq_256',
+    'ddpm_cifar10',
+    'unet_digits',
+    'unet_tiny',
+]

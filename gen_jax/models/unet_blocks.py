@@ -1,0 +1,127 @@
+"""The down, mid and up blocks of `UNet2D`. One module spans the published kinds; a table says how they differ."""
+
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gen_jax.nn.attention import Attention
+from gen_jax.nn.resampling import Downsample2D, Upsample2D
+from gen_jax.nn.resnet import ResnetBlock2D
+from gen_jax.types import Array
+
+__all__ = ['DOWN_BLOCKS', 'UP_BLOCKS', 'BlockKind', 'DownBlock', 'MidBlock', 'UpBlock']
+
+
+class BlockKind(NamedTuple):
+    """What a published block name stands for."""
+
+    attention: bool
+    """Whether an attention follows every residual block."""
+    resample: Literal['conv', 'resnet'] | None
+    """How the resolution changes; None leaves it to the network's downsample_type or upsample_type."""
+
+
+DOWN_BLOCKS = {
+    'DownBlock2D': BlockKind(attention=False, resample='conv'),
+    'AttnDownBlock2D': BlockKind(attention=True, resample=None),
+    'ResnetDownsampleBlock2D': BlockKind(attention=False, resample='resnet'),
+}
+UP_BLOCKS = {
+    'UpBlock2D': BlockKind(attention=False, resample='conv'),
+    'AttnUpBlock2D': BlockKind(attention=True, resample=None),
+    'ResnetUpsampleBlock2D': BlockKind(attention=False, resample='resnet'),
+}
+
+
+class DownBlock(nn.Module):
+    """`layers` residual blocks, each with an attention if asked for, then a halving of the resolution.
+
+    Attributes:
+        features: output channels.
+        layers: number of residual blocks.
+        attention: whether an attention follows each of them.
+        resample: 'conv', 'resnet' or None (the last block keeps the resolution).
+        padding: of the 'conv' down-sampling, see `Downsample2D`.
+        resnet: keyword arguments of `ResnetBlock2D`.
+        attn: keyword arguments of `Attention`.
+    """
+
+    features: int
+    layers: int
+    attention: bool
+    resample: Literal['conv', 'resnet'] | None
+    padding: int
+    resnet: Any
+    attn: Any
+
+    @nn.compact
+    def __call__(self, x: Array, temb: Array, *, deterministic: bool) -> tuple[Array, list[Array]]:
+        """x [B, H, W, C] -> (x [B, H', W', features], the skip connections in the order made)."""
+        skips = []
+        for i in range(self.layers):
+            block = ResnetBlock2D(self.features, **self.resnet, name=f'resnets.{i}')
+            x = block(x, temb, deterministic=deterministic)
+            if self.attention:
+                x = Attention(**self.attn, name=f'attentions.{i}')(x)
+            skips.append(x)
+        if self.resample == 'resnet':
+            block = ResnetBlock2D(self.features, **self.resnet, resample='down', name='downsamplers.0')
+            x = block(x, temb, deterministic=deterministic)
+        elif self.resample == 'conv':
+            x = Downsample2D(self.padding, self.resnet['dtype'], name='downsamplers.0')(x)
+        return x, skips if self.resample is None else [*skips, x]
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention if asked for, residual block, at the lowest resolution.
+
+    Attributes:
+        attention: whether there is one.
+        scale_factor: the three outputs are divided by it.
+        resnet: keyword arguments of `ResnetBlock2D`.
+        attn: keyword arguments of `Attention`.
+    """
+
+    attention: bool
+    scale_factor: float
+    resnet: Any
+    attn: Any
+
+    @nn.compact
+    def __call__(self, x: Array, temb: Array, *, deterministic: bool) -> Array:
+        """[B, H, W, C] -> [B, H, W, C]."""
+        resnet = dict(self.resnet, features=x.shape[-1], output_scale_factor=self.scale_factor)
+        x = ResnetBlock2D(**resnet, name='resnets.0')(x, temb, deterministic=deterministic)
+        if self.attention:
+            x = Attention(**self.attn, rescale_output_factor=self.scale_factor, name='attentions.0')(x)
+        return ResnetBlock2D(**resnet, name='resnets.1')(x, temb, deterministic=deterministic)
+
+
+class UpBlock(nn.Module):
+    """`layers` residual blocks, each fed one skip connection (the latest first), then a doubling of the resolution.
+
+    Attributes: as those of `DownBlock`, with `layers` one more than there.
+    """
+
+    features: int
+    layers: int
+    attention: bool
+    resample: Literal['conv', 'resnet'] | None
+    resnet: Any
+    attn: Any
+
+    @nn.compact
+    def __call__(self, x: Array, skips: list[Array], temb: Array, *, deterministic: bool) -> Array:
+        """x [B, H, W, C] and `layers` skip connections [B, H, W, any] -> [B, H', W', features]."""
+        for i, skip in enumerate(reversed(skips)):
+            block = ResnetBlock2D(self.features, **self.resnet, name=f'resnets.{i}')
+            x = block(jnp.concatenate([x, skip], -1), temb, deterministic=deterministic)
+            if self.attention:
+                x = Attention(**self.attn, name=f'attentions.{i}')(x)
+        if self.resample == 'resnet':
+            block = ResnetBlock2D(self.features, **self.resnet, resample='up', name='upsamplers.0')
+            x = block(x, temb, deterministic=deterministic)
+        elif self.resample == 'conv':
+            x = Upsample2D(self.resnet['dtype'], name='upsamplers.0')(x)
+        return x

@@ -1,0 +1,46 @@
+"""Normalisation with float32 statistics, whatever the compute dtype."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from gen_jax.types import Array
+
+__all__ = ['GroupNorm']
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over [B, ..., C], statistics and affine map in float32, output in `dtype`.
+
+    y = (x - E[x]) / sqrt(Var[x] + epsilon) * scale + bias, with moments over all positions and the channels of a
+    group; Wu & He, 2018 (https://arxiv.org/abs/1803.08494), Eq. 1-3.
+
+    Attributes:
+        num_groups: divides C.
+        epsilon: added to the variance.
+        dtype: of the output; None keeps the input's.
+
+    Raises:
+        ValueError: num_groups does not divide C.
+    """
+
+    num_groups: int
+    epsilon: float = 1e-5
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, ..., C] -> the same shape."""
+        b, c = x.shape[0], x.shape[-1]
+        if self.num_groups < 1 or c % self.num_groups:
+            raise ValueError(
+                f'norm_num_groups={self.num_groups} does not divide the {c} channels at {".".join(self.path)}; '
+                f'choose one of {", ".join(str(g) for g in range(1, c + 1) if c % g == 0)}'
+            )
+        scale = self.param('scale', nn.initializers.ones, (c,), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (c,), jnp.float32)
+        y = x.astype(jnp.float32).reshape(b, -1, self.num_groups, c // self.num_groups)
+        # Centre first: E[x^2] - E[x]^2 cancels in float32 when the mean is large against the spread.
+        y = y - y.mean((1, 3), keepdims=True)
+        y = y * lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.epsilon)
+        return (y.reshape(x.shape) * scale + bias).astype(self.dtype or x.dtype)
