@@ -68,6 +68,8 @@ class Process(NamedTuple):
     """Time of the least noise at which the network is trained."""
     t_max: float
     """Time of the most noise, where sampling starts."""
+    steps: int | None = None
+    """T of a discrete table, whose t is an index 0 .. T-1 (-1 is the data); None if time is continuous."""
 
 
 class Parameterisation(NamedTuple):
@@ -79,6 +81,8 @@ class Parameterisation(NamedTuple):
     """(x0, eps, level) -> what the loss regresses, in the network's own space."""
     label: Callable[[Level, Process], Array]
     """level -> the number that the network is conditioned on."""
+    c_in: Callable[[Level], Array] = lambda level: 1.0
+    """level -> what the network's input is multiplied by (EDM's c_in), () or [B]."""
 
 
 Times = Callable[[Any, int, PyTree], tuple[Array, Array]]

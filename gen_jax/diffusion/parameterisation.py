@@ -1,0 +1,141 @@
+"""What a network's raw output means: the noise, the image, the velocity ...
+
+Each parameterisation converts the raw output into a `Denoised`, which holds both x0 and eps, and says what the loss
+regresses, in the network's own space. With x = alpha x0 + sigma eps the conversions are exact inverses of the targets
+for any alpha and sigma, not only where alpha^2 + sigma^2 = 1. Where a conversion would divide by zero (eps at
+alpha = 0, x0 at sigma = 0), x says nothing about the missing half and it is 0, the mean of standardised data or noise.
+
+All formulas run in float32 (or better) whatever the network's dtype.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from gen_jax.diffusion.process import expand
+from gen_jax.types import Array, Cond, Denoised, DenoiseFn, Level, Parameterisation, Process
+
+__all__ = ['eps', 'x0', 'v', 'score', 'flow', 'edm']
+
+
+def at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _divide(a, b):
+    """a / b, and 0 where b is 0, in the gradient too."""
+    zero = b == 0
+    return jnp.where(zero, 0.0, a / jnp.where(zero, 1.0, b))
+
+
+def from_x0(x: Array, x0: Array, level: Level) -> Denoised:
+    """The Denoised whose image is x0 and whose noise agrees with x."""
+    alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
+    return Denoised(x0, _divide(x - alpha * x0, sigma))
+
+
+def from_eps(x: Array, eps: Array, level: Level) -> Denoised:
+    """The Denoised whose noise is eps and whose image agrees with x."""
+    alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
+    return Denoised(_divide(x - sigma * eps, alpha), eps)
+
+
+def _make(convert, target, label_scale, c_in=lambda level: 1.0, label=None) -> Parameterisation:
+    def default_label(level: Level, process: Process) -> Array:
+        scale = label_scale
+        if scale is None:
+            scale = 1000.0 if process.steps is None and process.t_max <= 1.0 else 1.0
+        return jnp.asarray(level.t) * scale
+
+    label = label or default_label
+
+    def denoiser(network: Callable[..., Array], process: Process) -> DenoiseFn:
+        def denoise(x: Array, level: Level, cond: Cond) -> Denoised:
+            x = at_least_float32(x)
+            labels = jnp.broadcast_to(label(level, process), x.shape[:1])
+            raw = network(expand(c_in(level), x) * x, labels, cond)
+            if raw.shape != x.shape:
+                raise ValueError(f'The network returned {raw.shape} for an input of {x.shape}; they must be equal.')
+            return convert(x, at_least_float32(raw), level)
+
+        return denoise
+
+    def checked_target(x0: Array, eps: Array, level: Level) -> Array:
+        return target(x0, eps, expand(level.alpha, x0), expand(level.sigma, x0))
+
+    return Parameterisation(denoiser, checked_target, label, c_in)
+
+
+def eps(label_scale: float | None = None) -> Parameterisation:
+    """The network predicts the noise (Ho et al. 2020, Eq. 14).
+
+    Args:
+        label_scale: the network is told label_scale * t. None means 1000 where time runs over [0, 1], as trained by
+            Song et al. 2021, and 1 for the indices of a discrete table or any other unit of time.
+    """
+    return _make(from_eps, lambda x0, eps, alpha, sigma: eps, label_scale)
+
+
+def x0(label_scale: float | None = None) -> Parameterisation:
+    """The network predicts the clean image. `label_scale` as in `eps`."""
+    return _make(from_x0, lambda x0, eps, alpha, sigma: x0, label_scale)
+
+
+def v(label_scale: float | None = None) -> Parameterisation:
+    """v = alpha eps - sigma x0 (Salimans & Ho 2022, Sec. 4). `label_scale` as in `eps`."""
+
+    def convert(x, raw, level):
+        alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
+        norm = alpha ** 2 + sigma ** 2  # 1 for variance preserving processes
+        return Denoised((alpha * x - sigma * raw) / norm, (sigma * x + alpha * raw) / norm)
+
+    return _make(convert, lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0, label_scale)
+
+
+def score(label_scale: float | None = None) -> Parameterisation:
+    """The gradient of log p_t(x), -eps / sigma (Song et al. 2021, Eq. 7); the target is 0 at sigma = 0."""
+
+    def convert(x, raw, level):
+        return from_eps(x, -expand(level.sigma, x) * raw, level)
+
+    return _make(convert, lambda x0, eps, alpha, sigma: -_divide(eps, sigma), label_scale)
+
+
+def flow(label_scale: float | None = None) -> Parameterisation:
+    """The velocity eps - x0 of rectified flow, dx/dt where alpha = 1 - t and sigma = t (Liu et al. 2023, Eq. 1)."""
+
+    def convert(x, raw, level):
+        alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
+        return Denoised((x - sigma * raw) / (alpha + sigma), (x + alpha * raw) / (alpha + sigma))
+
+    return _make(convert, lambda x0, eps, alpha, sigma: eps - x0, label_scale)
+
+
+def edm(sigma_data: float = 0.5) -> Parameterisation:
+    """EDM's preconditioning (Karras et al. 2022, Table 1), for any process.
+
+    Written for x / alpha at noise sigma / alpha and multiplied out, so that nothing divides by alpha: with
+    n^2 = sigma^2 + alpha^2 sigma_data^2, c_skip = alpha sigma_data^2 / n^2, c_out = sigma sigma_data / n, c_in = 1 / n
+    and c_noise = log(sigma / alpha) / 4. The network's own target has unit variance, so the weighting of the paper
+    is `weighting.simple` here.
+    """
+
+    def n(alpha, sigma):
+        return jnp.sqrt(sigma ** 2 + (alpha * sigma_data) ** 2)
+
+    def convert(x, raw, level):
+        alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
+        norm = n(alpha, sigma)
+        x0 = alpha * (sigma_data / norm) ** 2 * x + sigma * sigma_data / norm * raw
+        # (x - alpha x0) / sigma, divided out by hand so that sigma = 0 is no exception
+        return Denoised(x0, sigma / norm ** 2 * x - alpha * sigma_data / norm * raw)
+
+    def target(x0, eps, alpha, sigma):
+        return (sigma * x0 - alpha * sigma_data ** 2 * eps) / (sigma_data * n(alpha, sigma))
+
+    def label(level, process):
+        tiny = jnp.finfo(jnp.float32).tiny
+        alpha, sigma = jnp.maximum(level.alpha, tiny), jnp.maximum(level.sigma, tiny)
+        return 0.25 * (jnp.log(sigma) - jnp.log(alpha))
+
+    return _make(convert, target, None, lambda level: 1.0 / n(level.alpha, level.sigma), label)

@@ -1,0 +1,119 @@
+"""Solvers: a point at level t to a point at level s, in terms of alpha and sigma only.
+
+None of them knows the process or divides by sigma_s or alpha_t, so all run on any process, end exactly at the data
+(sigma_s = 0) and start from pure noise (alpha_t = 0). With r = (alpha_t sigma_s) / (alpha_s sigma_t), the square root
+of SNR_t / SNR_s, the posterior q(x_s | x_t, x0) has variance sigma_s^2 (1 - r^2) and q(x_t | x_s) has
+sigma_t^2 (1 - r^2).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax.diffusion.process import expand
+from gen_jax.types import Array, Level, Point, Sampler
+
+__all__ = ['ddpm', 'ddim', 'euler', 'heun']
+
+
+def _none(point: Point):
+    del point
+    return ()
+
+
+def _one_minus_r2(t: Level, s: Level) -> tuple[Array, Array]:
+    """(1 - r^2, r^2), which a step that stays on its level (r = 1) makes exactly (0, 1)."""
+    signal, noise = t.alpha * s.sigma, s.alpha * t.sigma
+    r = signal / jnp.where(noise == 0, 1.0, noise)
+    r = jnp.where(noise == 0, 1.0, jnp.minimum(r, 1.0))  # already at the data: nothing is left to draw
+    return (1.0 - r) * (1.0 + r), r * r
+
+
+def ddpm(variance: str = 'fixed_small') -> Sampler:
+    """Ancestral sampling (Ho et al. 2020, Eq. 7 and Algorithm 2). Reads x0 and x; one call per step; stochastic.
+
+    x_s = alpha_s (1 - r^2) x0 + (alpha_t / alpha_s) (sigma_s / sigma_t)^2 x + std z.
+
+    Args:
+        variance: std^2 is 'fixed_small', the posterior's sigma_s^2 (1 - r^2), or 'fixed_large', the forward
+            sigma_t^2 (1 - r^2) (beta_t on a table of betas), which adds nothing in the last step.
+
+    Raises:
+        ValueError: unknown variance.
+    """
+    if variance not in ('fixed_small', 'fixed_large'):
+        raise ValueError(f"Unknown variance {variance!r}; choose 'fixed_small' or 'fixed_large'.")
+
+    def step(noise, denoise, point, s, state):
+        x, t = point.x, point.level
+        d = denoise(x, t)
+        fresh, kept = _one_minus_r2(t, s)
+        below = t.sigma ** 2 * s.alpha
+        keep = jnp.where(below == 0, 1.0, s.sigma ** 2 * t.alpha / jnp.where(below == 0, 1.0, below))
+        if variance == 'fixed_small':
+            std = s.sigma * jnp.sqrt(fresh)
+        else:
+            std = jnp.where(s.index >= s.last, 0.0, t.sigma * jnp.sqrt(fresh))
+        mean = expand(s.alpha * fresh, x) * d.x0 + expand(keep, x) * x
+        return Point(mean + expand(std, x) * noise.normal('z', x), s, d.aux), state
+
+    return Sampler(_none, step)
+
+
+def ddim(eta=0.0) -> Sampler:
+    """DDIM (Song et al. 2021, Eq. 12 and 16). Reads x0 and eps; one call per step; order 1 at eta = 0.
+
+    x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z with std = eta sigma_s sqrt(1 - r^2). At eta = 0 this is
+    Euler's method for the probability-flow ODE in sigma / alpha, on EDM and on rectified flow too; at eta = 1 it is
+    ancestral sampling with the small variance.
+
+    Args:
+        eta: 0 (deterministic) to 1, a number or a traced scalar; the Python number 0 draws no noise at all.
+
+    Raises:
+        ValueError: a Python number outside [0, 1].
+    """
+    if isinstance(eta, (int, float)) and not 0 <= eta <= 1:
+        raise ValueError(f'eta must lie within [0, 1], got {eta}.')
+    deterministic = isinstance(eta, (int, float)) and eta == 0
+
+    def step(noise, denoise, point, s, state):
+        x, t = point.x, point.level
+        d = denoise(x, t)
+        if deterministic:
+            return Point(expand(s.alpha, x) * d.x0 + expand(s.sigma, x) * d.eps, s, d.aux), state
+        drawn = eta ** 2 * _one_minus_r2(t, s)[0]  # the share of sigma_s^2 that is new noise
+        x = (expand(s.alpha, x) * d.x0 + expand(s.sigma * jnp.sqrt(1.0 - drawn), x) * d.eps
+             + expand(s.sigma * jnp.sqrt(drawn), x) * noise.normal('z', x))
+        return Point(x, s, d.aux), state
+
+    return Sampler(_none, step)
+
+
+def euler() -> Sampler:
+    """Euler's method for the probability-flow ODE d(x / alpha) = eps d(sigma / alpha): DDIM at eta = 0, order 1.
+
+    Reads x0 and eps; one call per step.
+    """
+    return ddim(0.0)
+
+
+def heun() -> Sampler:
+    """Heun's method on the same ODE (Karras et al. 2022, Algorithm 1), order 2. Reads x0 and eps.
+
+    Two calls per step, one in a step that ends at sigma = 0 or begins at alpha = 0, where it is Euler.
+    """
+
+    def step(noise, denoise, point, s, state):
+        del noise
+        x, t = point.x, point.level
+        d = denoise(x, t)
+        guess = expand(s.alpha, x) * d.x0 + expand(s.sigma, x) * d.eps
+
+        def correct(guess):
+            slope = 0.5 * (s.sigma - s.alpha * t.sigma / jnp.where(t.alpha == 0, 1.0, t.alpha))
+            return guess + expand(slope, x) * (denoise(guess, s).eps - d.eps)
+
+        x = jax.lax.cond((s.sigma > 0) & (t.alpha > 0), correct, lambda guess: guess, guess)
+        return Point(x, s, d.aux), state
+
+    return Sampler(_none, step)
