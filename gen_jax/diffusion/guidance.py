@@ -62,13 +62,13 @@ def classifier_free(scale, uncond: Mapping[str, Any] | Callable[[Cond], Mapping[
 
 
 def clip_x0(limit: float = 1.0, recompute_eps: bool = False) -> Transform:
-    """Static thresholding: x0 clipped to [-limit, limit].
+    """Static thresholding: x0 clipped to [-limit, limit]; the limit may be traced, inf clips nothing.
 
     Args:
         recompute_eps: False keeps the network's eps (what `clip_sample` usually means in DDIM; DDPM does not read it);
             True makes eps agree with the clipped x0 and x (GLIDE).
     """
-    if not limit > 0:
+    if isinstance(limit, (int, float)) and not limit > 0:
         raise ValueError(f'limit must be positive, got {limit}.')
 
     def transform(denoise: DenoiseFn) -> DenoiseFn:

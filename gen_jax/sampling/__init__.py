@@ -4,4 +4,7 @@ from gen_jax.sampling.base import chain, prior, repeat, sample
 from gen_jax.sampling.grids import grid
 from gen_jax.sampling.solvers import ddim, ddpm, euler, heun
 
-__all__ = ['sample', 'chain', 'repeat', 'prior', 'grid', 'ddpm', 'ddim', 'euler', 'heun']
+SOLVERS = ('ddpm', 'ddim', 'euler', 'heun')
+"""Names of the solvers, for configs and error messages."""
+
+__all__ = ['SOLVERS', 'sample', 'chain', 'repeat', 'prior', 'grid', 'ddpm', 'ddim', 'euler', 'heun']

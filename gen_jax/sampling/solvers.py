@@ -46,7 +46,7 @@ def ddpm(variance: str = 'fixed_small') -> Sampler:
     def step(noise, denoise, point, s, state):
         x, t = point.x, point.level
         d = denoise(x, t)
-        fresh, kept = _one_minus_r2(t, s)
+        fresh = _one_minus_r2(t, s)[0]
         below = t.sigma ** 2 * s.alpha
         keep = jnp.where(below == 0, 1.0, s.sigma ** 2 * t.alpha / jnp.where(below == 0, 1.0, below))
         if variance == 'fixed_small':
@@ -81,8 +81,9 @@ def ddim(eta=0.0) -> Sampler:
         d = denoise(x, t)
         if deterministic:
             return Point(expand(s.alpha, x) * d.x0 + expand(s.sigma, x) * d.eps, s, d.aux), state
-        drawn = eta ** 2 * _one_minus_r2(t, s)[0]  # the share of sigma_s^2 that is new noise
-        x = (expand(s.alpha, x) * d.x0 + expand(s.sigma * jnp.sqrt(1.0 - drawn), x) * d.eps
+        fresh, kept = _one_minus_r2(t, s)
+        drawn, kept = eta ** 2 * fresh, (1.0 - eta ** 2) + eta ** 2 * kept  # shares of sigma_s^2, without cancellation
+        x = (expand(s.alpha, x) * d.x0 + expand(s.sigma * jnp.sqrt(kept), x) * d.eps
              + expand(s.sigma * jnp.sqrt(drawn), x) * noise.normal('z', x))
         return Point(x, s, d.aux), state
 
