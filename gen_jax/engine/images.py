@@ -1,10 +1,11 @@
 """Pictures of a run: a grid of samples as one image, written as PNG."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from gen_jax.engine.files import replacing
 
 __all__ = ['grid', 'save_png', 'to_uint8']
 
@@ -96,11 +97,6 @@ def save_png(path, image) -> Path:
     if image.dtype != np.uint8 or not (grey or colour) or 0 in image.shape:
         raise ValueError(f'cannot write {path}: image is {image.dtype} {list(image.shape)}, expected uint8 [H, W] or '
                          '[H, W, 1, 3 or 4]')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
+    with replacing(path) as temporary:
         Image.fromarray(np.ascontiguousarray(squeezed)).save(temporary, format='PNG')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

@@ -130,7 +130,7 @@ def test_png_writer_and_its_truncation(tmp_path):
 
 
 def events(folder):
-    """(step, tag, value) of a folder, as TensorBoard reads it: SessionLog START hides what came before, from its step on."""
+    """(step, tag, value) of a folder, as TensorBoard reads it: SessionLog START hides older events from its step on."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.record_writer import masked_crc32c
 
