@@ -1,0 +1,5 @@
+"""One builder per family: where models meet losses meet samplers."""
+
+from gen_jax.systems.diffusion import diffusion
+
+__all__ = ['diffusion']

@@ -1,0 +1,297 @@
+"""The one wiring point: a config becomes data, system, metrics and state. Nothing else sees all the parts."""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gen_jax import config as config_lib
+from gen_jax import trees
+from gen_jax.config import ConfigError, make
+from gen_jax.data import fingerprint as fingerprint_lib
+from gen_jax.data import pipeline
+from gen_jax.data.sources import open_source
+from gen_jax.engine.checkpoint import CheckpointError, Checkpoints
+from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, numeric
+from gen_jax.engine.optim import make_optimizer
+from gen_jax.engine.sharding import make_mesh
+from gen_jax.engine.train import Run
+from gen_jax.engine.update import init_state, variables_of
+from gen_jax.types import System, TrainState, Variables
+
+__all__ = ['build', 'make_system', 'load', 'Loaded', 'predictor_for']
+
+
+def _specs(values) -> tuple:
+    return tuple(make(dict(v) if isinstance(v, Mapping) else v, 'data.transforms') for v in values)
+
+
+def _plain(config) -> Any:
+    return json.loads(config_lib.to_json(config))
+
+
+def open_split(config, split: str, train: bool = False):
+    """(source, transforms) of a split."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in _plain(config.data.options).items()}
+    try:
+        source = open_source(config.data.source, split=split, **options)
+    except TypeError as e:
+        raise ConfigError(f'data.options {options} do not fit data.source {config.data.source!r}: {e}') from None
+    return source, _specs(config.data.transforms if train else config.data.eval_transforms or config.data.transforms)
+
+
+def make_system(config) -> System:
+    """The system that config.system names, with the optimizers of config.optim."""
+    spec = _tuples(_plain(config.system))
+    if config.train.precision not in ('float32', 'bfloat16'):
+        raise ConfigError(f'train.precision {config.train.precision!r}: choose from float32, bfloat16')
+    if config.train.precision != 'float32':
+        spec = _with_dtype(spec, config.train.precision)
+    system = make(spec, 'systems')
+    optim = _tuples(_plain(config.optim))
+    per = optim.pop('per')
+    names = sorted({o.optimizer for o in system.objectives.values()})
+    unknown = set(per) - set(names)
+    if unknown:
+        raise ConfigError(f'optim.per has settings for {sorted(unknown)[0]!r}: the system has the optimizers {names}')
+    optimizers = {}
+    for name in names:
+        settings = {**optim, **per.get(name, {})}
+        try:
+            optimizers[name] = make_optimizer(**settings, steps=config.train.steps)
+        except TypeError as e:
+            raise ConfigError(f'optim.per.{name}: {e}') from None
+    return system._replace(optimizers=optimizers)
+
+
+def _tuples(value):
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _with_dtype(spec, precision):
+    """Every network of a system spec computes in this precision."""
+    return {k: {**v, 'dtype': precision} if isinstance(v, Mapping) and str(v.get('name', '')).startswith('models.')
+            else v for k, v in spec.items()}
+
+
+def _metrics(names_or_specs, context: Mapping[str, Any]) -> dict:
+    """Metrics by name; those that need real data get it by their parameters' names."""
+    import inspect
+
+    out = {}
+    for spec in names_or_specs:
+        spec = {'name': spec} if isinstance(spec, str) else dict(spec)
+        name = spec['name'] if '.' in spec['name'] else f'metrics.{spec["name"]}'
+        wanted = inspect.signature(config_lib.lookup(name)).parameters
+        given = {k: context[k]() for k in context if k in wanted and k not in spec}
+        label = ':'.join(str(v) for k, v in spec.items() if isinstance(v, str))
+        out[label] = make({**spec, 'name': name}, **given)
+    return out
+
+
+def _arrays(config, split):
+    source, _ = open_split(config, split)
+    items = [source[i] for i in range(len(source))]
+    return np.stack([i['image'] for i in items]), np.array([i['label'] for i in items])
+
+
+def _label_batches(n: int, batch_size: int, classes: int, labels, images: bool = False):
+    """Batches of labels to generate for: 'balanced' cycles through the classes, so that any first n are balanced."""
+    if isinstance(labels, str):
+        if labels not in ('balanced', 'none'):
+            raise ConfigError(f'labels {labels!r}: choose from balanced, none, or give numbers')
+        every = np.arange(n, dtype=np.int32) % max(classes, 1)
+    else:
+        wanted = np.asarray(labels, np.int32)
+        if classes and (wanted.min() < 0 or wanted.max() >= classes):
+            raise ConfigError(f'label {int(wanted.max() if wanted.max() >= classes else wanted.min())}: '
+                              f'the model knows the classes 0 to {classes - 1}')
+        every = np.resize(wanted, n)
+    for first in range(0, n, batch_size):
+        part = every[first:first + batch_size]
+        rows = np.arange(first, first + batch_size)
+        padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part))])
+        yield {'label': padded, 'valid': rows < n}
+
+
+def make_evaluator(config, name: str, spec: Mapping) -> Evaluator:
+    """An Evaluator from one entry of config.evaluate (or config.sample)."""
+    spec = _tuples(_plain(spec))
+    known = {'predict': '', 'metrics': (), 'n': None, 'batch_size': 256, 'settings': {}, 'seed': 0, 'ema': None,
+             'every_steps': None, 'labels': 'balanced', 'split': config.data.eval_split, 'on': 'data', 'columns': 10,
+             'data_options': {}}
+    unknown = set(spec) - set(known)
+    if unknown:
+        raise ConfigError(f'evaluate.{name} has no setting {sorted(unknown)[0]!r}: choose from {", ".join(known)}')
+    s = {**known, **spec}
+    ema = s['ema'] if s['ema'] is not None else next(iter(config.train.ema), None)
+    split_config = config
+    if s['data_options']:
+        split_config = config_lib.from_json(config_lib.to_json(config))
+        split_config.data.options.update(s['data_options'])
+    context = {'train_images': lambda: _arrays(config, config.data.train_split)[0],
+               'train_labels': lambda: _arrays(config, config.data.train_split)[1],
+               'test_images': lambda: _arrays(config, config.data.eval_split)[0],
+               'test_labels': lambda: _arrays(config, config.data.eval_split)[1]}
+
+    def batches():
+        source, transforms = open_split(split_config, s['split'])
+        if s['on'] == 'labels':
+            return _label_batches(s['n'], min(s['batch_size'], s['n']), source.info.get('num_classes') or 0, s['labels'])
+        size = min(s['batch_size'], len(source))
+        return pipeline.eval_batches(source, batch_size=size, transforms=transforms, limit=s['n'])
+
+    settings = s['settings']
+    if settings.get('captions') == 'classes':  # zero-shot: the source's own list of captions, as tokens
+        source, transforms = open_split(config, s['split'])
+        settings = {'tokens': _caption_tokens(source, transforms)}
+    return Evaluator(s['predict'], batches, _metrics(s['metrics'], context), settings, s['seed'], ema,
+                     s['every_steps'])
+
+
+def _caption_tokens(source, transforms):
+    captions = source.info.get('class_captions')
+    if captions is None:
+        raise ConfigError("settings.captions='classes' needs a source whose info has class_captions")
+
+    def tokens(text):
+        example = {'image': np.zeros((1, 1, 3), np.uint8), 'caption': text, 'captions': [text]}
+        for t in transforms:
+            example = t.apply(example, np.random.default_rng(0))
+        return example['tokens']
+
+    return np.array([[tokens(t) for t in ([c] if isinstance(c, str) else c)] for c in captions], np.int32)
+
+
+def build(config) -> Run:
+    """Everything that `gen_jax.engine.train.train` needs.
+
+    Raises:
+        ConfigError and ValueError: names, values and combinations that do not work, before anything is written.
+    """
+    system = make_system(config)
+    source, transforms = open_split(config, config.data.train_split, train=True)
+    common = {'batch_size': config.data.batch_size, 'seed': config.seed, 'transforms': transforms}
+
+    def open_data(shard_index, shard_count, ledger):
+        return pipeline.train_iterator(source, **common, shard_index=shard_index, shard_count=shard_count,
+                                       ledger=ledger, num_threads=config.data.threads, buffer_size=config.data.buffer)
+
+    with pipeline.train_iterator(source, **common, num_threads=0) as data:
+        example = data.batch(0)
+    evaluators = {name: make_evaluator(config, name, spec) for name, spec in config.evaluate.items()}
+    sampler = None
+    if config.sample.predict:
+        spec = {**_plain(config.sample), 'on': 'labels', 'metrics': (), 'split': config.data.train_split}
+        sampler = make_evaluator(config, 'sample', spec)
+        if sampler.predict not in system.predict:
+            raise ConfigError(f'sample.predict {sampler.predict!r}: the system has {sorted(system.predict)}; '
+                              'leave it empty for no pictures')
+    return Run(config, system, open_data, fingerprint_lib.check_fingerprint, example, evaluators, sampler)
+
+
+@functools.lru_cache(maxsize=8)
+def _predictor(system_json: str, mesh) -> Predictor:
+    return Predictor(make_system(config_lib.from_json(system_json)), mesh)
+
+
+def predictor_for(config, mesh=None) -> Predictor:
+    """A Predictor; configs with equal `system` and precision share one, so that rebuilding compiles nothing anew."""
+    relevant = config_lib.base_config()
+    relevant = {**_plain(relevant), 'system': _plain(config.system),
+                'train': {**_plain(relevant.train), 'precision': config.train.precision}}
+    return _predictor(json.dumps(relevant, sort_keys=True), mesh or make_mesh({'data': -1}))
+
+
+class Loaded(NamedTuple):
+    """A trained system, ready to use from Python."""
+
+    config: Any
+    step: int
+    variables: Variables
+    predictor: Predictor
+    num_classes: int
+
+    def sample(self, n: int | None = None, labels='balanced', seed: int = 0, batch_size: int = 100,
+               **settings) -> dict[str, np.ndarray]:
+        """Generates n examples: {'image' uint8 [n, H, W, C], 'label' [n]}. Image k depends on (seed, k) only.
+
+        Args:
+            n: how many; default 10 a class, or as many as there are labels.
+            labels: 'balanced', or class numbers, repeated to n.
+            settings: of the predict (steps, guidance_scale, eta ...); what is not given comes from config.sample.
+        """
+        from gen_jax.data.transforms import to_uint8
+
+        given = None if isinstance(labels, str) else list(np.atleast_1d(labels))
+        n = n if n is not None else len(given) if given else 10 * max(self.num_classes, 1)
+        if n < 1:
+            raise ValueError(f'n {n}: at least 1')
+        settings = {**_tuples(_plain(self.config.sample.settings)), **settings}
+        predict = self.config.sample.predict
+        options = self.predictor.options(predict, settings)
+        images, used = [], []
+        for out, batch in self.predictor.stream(predict, self.variables, seed=seed, options=options,
+                                                batches=_label_batches(n, min(batch_size, n), self.num_classes, labels)):
+            images.append(np.asarray(to_uint8(out['image']))[batch['valid']])
+            used.append(batch['label'][batch['valid']])
+        return {'image': np.concatenate(images), 'label': np.concatenate(used)}
+
+    def predict(self, name: str, batch: Mapping[str, np.ndarray], seed: int = 0, **settings) -> dict[str, np.ndarray]:
+        """Any predict of the system on one batch, for instance 'reconstruct' or 'encode'."""
+        options = self.predictor.options(name, settings)
+        return self.predictor.call(name, self.predictor.place(self.variables), seed=seed, first=0, batch=batch,
+                                   options=options)
+
+    def evaluate(self, name: str) -> dict[str, float]:
+        """One entry of config.evaluate."""
+        if name not in self.config.evaluate:
+            raise ConfigError(f'the config evaluates {sorted(self.config.evaluate)}, not {name!r}')
+        return evaluate(make_evaluator(self.config, name, self.config.evaluate[name]), self.predictor, self.variables)
+
+
+def load(workdir, step: int | None = None, ema: str | None = None, overrides=()) -> Loaded:
+    """Reads a trained run: its config and its newest (or the given) checkpoint.
+
+    Args:
+        ema: an EMA's name; None takes config.sample.ema or the first; '' the raw parameters.
+        overrides: '--config.a.b=value' strings, for instance another solver.
+
+    Raises:
+        CheckpointError: no run or no checkpoint there.
+    """
+    workdir = Path(workdir)
+    path = workdir / 'config.json'
+    if not path.exists():
+        raise CheckpointError(f'{workdir} holds no run (no config.json): train first, or check --workdir')
+    config = config_lib.base_config()
+    with config.unlocked(), config.ignore_type():
+        config.update(config_lib.from_json(path.read_text()))
+    config.lock()
+    config = config_lib.apply_overrides(config, overrides)
+    predictor = predictor_for(config)
+    source, transforms = open_split(config, config.data.train_split, train=True)
+    with pipeline.train_iterator(source, batch_size=1, seed=0, transforms=transforms, num_threads=0) as data:
+        example = numeric(data.batch(0))
+    averages = {k: dict(v) for k, v in config.train.ema.items()}
+    target = jax.eval_shape(lambda: init_state(make_system(config), config.seed, example, averages))
+    store = Checkpoints(workdir, read_only=True)
+    state, meta = store.restore(target, step=step)
+    store.close()
+    state = TrainState(*state)
+    if ema is None:
+        ema = config.sample.ema if config.sample.ema is not None else next(iter(averages), '')
+    return Loaded(config, int(meta['step']), variables_of(state, ema), predictor, source.info.get('num_classes') or 0)
+
+
+def describe(config) -> str:
+    """Parameter counts by name, without running anything."""
+    run = build(config)
+    target = jax.eval_shape(lambda: init_state(run.system, config.seed, numeric(run.example_batch), {}))
+    return ', '.join(f'{k} {trees.count(v):,}' for k, v in target.params.items())

@@ -1,0 +1,31 @@
+"""gen-jax list: what a config may name."""
+
+from gen_jax.cli.options import parse, parser
+
+
+def run(argv) -> int:
+    """Runs the command."""
+    p = parser('list', 'List the configs, or the names of one kind: ' + ', '.join(_kinds()))
+    p.add_argument('kind', nargs='?', default='configs')
+    args, _ = parse(p, argv)
+    if args.help:
+        print(p.format_help())
+        return 0
+    from gen_jax.config import ConfigError, config_names
+    if args.kind == 'configs':
+        for name, path in sorted(config_names().items()):
+            text = path.read_text().partition('"""')[2]
+            print(f'{name:16}{text.strip().splitlines()[0] if text else ""}')
+        return 0
+    if args.kind not in _kinds():
+        raise ConfigError(f'gen-jax list {args.kind}: choose from {", ".join(_kinds())}')
+    import importlib
+    for name in sorted(importlib.import_module(f'gen_jax.{args.kind}').__all__):
+        thing = getattr(importlib.import_module(f'gen_jax.{args.kind}'), name)
+        print(f'{args.kind}.{name:28}{((thing.__doc__ or "") if callable(thing) else "").strip().partition(chr(10))[0]}')
+    return 0
+
+
+def _kinds() -> tuple[str, ...]:
+    from gen_jax.config import NAMESPACES
+    return ('configs', *NAMESPACES)

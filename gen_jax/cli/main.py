@@ -1,0 +1,52 @@
+"""gen-jax COMMAND: a thin dispatcher; each command imports what it needs when it runs, so --help answers at once."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    'train': 'train a config, or resume it',
+    'sample': 'generate pictures from a trained run (PNG and NPZ)',
+    'evaluate': 'score a trained run with the metrics of its config',
+    'list': 'the configs, systems, models, solvers and metrics that there are',
+}
+
+
+def usage() -> str:
+    """The top-level help."""
+    lines = '\n'.join(f'  {k:10}{v}' for k, v in COMMANDS.items())
+    return (f'gen-jax COMMAND [options]\n\n{lines}\n\ngen-jax COMMAND --help says more; gen-jax train --config NAME '
+            '--help prints the config.\n')
+
+
+def main(argv=None) -> int:
+    """Runs one command; returns its exit code. Errors that a user can act on are one message and exit code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ('-h', '--help'):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == '--version':
+        from importlib.metadata import version
+        print(f'gen_jax {version("gen_jax")}')
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f'gen-jax: unknown command {argv[0]!r}: choose from {", ".join(COMMANDS)}', file=sys.stderr)
+        return 2
+    command = importlib.import_module(f'gen_jax.cli.{argv[0]}')
+    try:
+        return command.run(argv[1:])
+    except BrokenPipeError:
+        return 1
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        if '--traceback' in argv or not _expected(error):
+            raise
+        print(f'gen-jax {argv[0]}: {error}', file=sys.stderr)
+        return 2
+
+
+def _expected(error: Exception) -> bool:
+    """Errors whose message is for the user: ours and plain bad values, not failures inside JAX."""
+    return not type(error).__module__.startswith(('jax', 'tensorstore')) and 'XLA' not in str(error)[:200]
+
+
+if __name__ == '__main__':
+    sys.exit(main())

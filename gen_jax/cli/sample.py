@@ -1,0 +1,56 @@
+"""gen-jax sample: pictures from a trained run."""
+
+from pathlib import Path
+
+from gen_jax.cli.options import fail, parse, parser, prepare_jax, show_help
+
+
+def run(argv) -> int:
+    """Runs the command."""
+    p = parser('sample', 'Generate pictures: OUT.png (a grid) and OUT.npz (image uint8 [n, H, W, C], label [n]).\n'
+               'Image k depends on --seed and k only, not on --n or --batch-size.')
+    p.add_argument('--workdir', metavar='DIR', help='a run made by gen-jax train')
+    p.add_argument('--out', metavar='PATH', help='output path without suffix (default: WORKDIR/generated)')
+    p.add_argument('--n', type=int, help='number of pictures (default: 10 a class, or one for each of --labels)')
+    p.add_argument('--labels', help='class numbers, for instance 3 or 0,1,2 (default: all classes in turn)')
+    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--steps', type=int, help='sampling steps')
+    p.add_argument('--solver', help='for instance ddim or ddpm')
+    p.add_argument('--guidance', help='guidance scale, or none')
+    p.add_argument('--eta', type=float, help='stochasticity of ddim, 0 to 1')
+    p.add_argument('--step', type=int, help='checkpoint step (default: the newest)')
+    p.add_argument('--ema', help='name of the average to use; "" for the raw parameters')
+    p.add_argument('--batch-size', type=int, default=100)
+    p.add_argument('--columns', type=int, help='of the grid')
+    args, overrides = parse(p, argv)
+    if args.help:
+        return show_help(p)
+    if not args.workdir:
+        return fail('gen-jax sample: needs --workdir DIR, a run made by gen-jax train')
+    labels, settings = 'balanced', {}
+    try:
+        if args.labels is not None:
+            labels = [int(v) for v in args.labels.split(',')]
+        if args.guidance is not None:
+            settings['guidance_scale'] = None if args.guidance.lower() == 'none' else float(args.guidance)
+    except ValueError:
+        return fail(f'gen-jax sample: --labels {args.labels} --guidance {args.guidance}: numbers separated by commas, '
+                    'and a number or none')
+    if args.n is not None and args.n < 1 or args.batch_size < 1:
+        return fail(f'gen-jax sample: --n {args.n} --batch-size {args.batch_size}: at least 1')
+    settings.update({k: v for k, v in (('steps', args.steps), ('eta', args.eta)) if v is not None})
+    if args.solver:
+        overrides.append(f'--config.system.solver={args.solver}')
+    prepare_jax()
+    from gen_jax.build import load
+    from gen_jax.engine.files import save_npz
+    from gen_jax.engine.images import grid, save_png
+    loaded = load(args.workdir, step=args.step, ema=args.ema, overrides=overrides)
+    out = loaded.sample(args.n, labels, args.seed, args.batch_size, **settings)
+    path = Path(args.out) if args.out else Path(args.workdir) / 'generated'
+    picture = grid(out['image'], columns=args.columns or min(10, len(out['image'])),
+                   scale=max(1, 48 // max(out['image'].shape[1:3])))
+    save_npz(path.with_name(path.name + '.npz'), out)
+    save_png(path.with_name(path.name + '.png'), picture)
+    print(f'{len(out["image"])} pictures of step {loaded.step}: {path}.png and {path}.npz')
+    return 0

@@ -1,0 +1,352 @@
+"""Configs: defaults, variants as arguments, overrides from the command line, and names turned into functions.
+
+A config is an `ml_collections.ConfigDict` made by `get_config(arg)` in a file under `configs/` (or any .py file). It
+stops at the door: `make` turns `{'name': 'diffusion.cosine', ...}` into `gen_jax.diffusion.cosine(...)`, and library
+functions only ever see keywords.
+"""
+
+import contextlib
+import copy
+import difflib
+import importlib
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+__all__ = ['ConfigError', 'base_config', 'parse_arg', 'load_config', 'apply_overrides', 'make', 'lookup', 'flatten',
+           'differences', 'to_json', 'from_json', 'config_names', 'placeholder', 'mutable_on_resume']
+
+NAMESPACES = ('models', 'diffusion', 'diffusion.parameterisation', 'diffusion.times', 'diffusion.weighting', 'sampling',
+              'systems', 'data.transforms', 'tokenizers', 'metrics', 'losses')
+placeholder = config_dict.placeholder
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the key, the value and the remedy."""
+
+
+def base_config() -> ConfigDict:
+    """The complete tree of settings with their defaults; a config file fills in `system`, `data` and what differs."""
+    c = ConfigDict()
+    c.seed = 0  # the root of all randomness: parameters, noise, data order
+    c.system = ConfigDict({'name': ''}, convert_dict=True)  # systems.NAME and its keyword arguments
+    c.data = ConfigDict({
+        'source': '',  # digits | shapes | folder:PATH | tfds:NAME
+        'train_split': 'train', 'eval_split': 'test',
+        'options': {},  # keywords of the source
+        'batch_size': 128,  # global: over all devices and hosts
+        'transforms': (),  # specs, for instance {'name': 'resize', 'size': 64}
+        'eval_transforms': (),
+        'threads': 2, 'buffer': 8,
+    })
+    c.optim = ConfigDict({
+        'name': 'adam',  # adam | adamw | sgd | lion | adafactor
+        'lr': 1e-3,
+        'schedule': 'constant',  # constant | cosine | linear | rsqrt; over train.steps
+        'warmup_steps': 0,
+        'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'weight_decay': 0.0,
+        'clip_norm': placeholder(float),  # global gradient norm; None: no clipping
+        'lr_multipliers': ('.*=1',),  # 'REGEX=FACTOR', first match wins, every leaf must match; 0 freezes
+        'per': {},  # overrides by optimizer name, for instance {'discriminator': {'lr': 4e-4}}
+    })
+    c.train = ConfigDict({
+        'steps': 1000,
+        'parallel': 'jit',  # jit (one sharded program over the mesh) | pmap
+        'mesh': {'data': -1, 'fsdp': 1, 'model': 1},  # -1 takes the devices that are left
+        'sharding': ('.*=',),  # 'REGEX=AXIS,AXIS,...' by leaf; empty: replicated
+        'cpu_devices': 0,  # virtual devices on CPU; 0: one per core (as many as divide the batch)
+        'accumulate': 1,  # micro-batches per step
+        'precision': 'float32',  # compute dtype of networks that take `dtype`: float32 | bfloat16
+        'ema': {'slow': {'decay': 0.999, 'warmup': True}},  # several may be named; warmup: min(decay, (1+n)/(10+n))
+        'nonfinite': 'raise',  # raise | skip
+        'max_seconds': placeholder(float),  # wall-time limit: save and exit with code 75, to be requeued
+        'init_from': '',  # workdir or checkpoint folder to start the parameters from
+        'init_map': ('(.*)=\\1',),  # 'REGEX=REPLACEMENT' from our leaf paths to theirs, first match wins; '' keeps init
+        'init_ema': '',  # which EMA of init_from to read; empty: raw parameters
+        'compile_cache': True,
+    })
+    c.checkpoint = ConfigDict({'every_steps': 500, 'keep_last': 2, 'keep_every': placeholder(int),
+                               'best_metric': '', 'best_mode': 'min'})
+    c.log = ConfigDict({'every_steps': 50, 'tensorboard': True, 'wandb': False, 'profile_steps': ()})
+    c.sample = ConfigDict({
+        'predict': 'generate', 'every_steps': placeholder(int),  # None: only at the end
+        'n': 100, 'columns': 10, 'seed': 0, 'ema': placeholder(str),  # None: the first EMA, or raw parameters
+        'batch_size': 100,
+        'labels': 'balanced',  # balanced | none
+        'settings': {},  # of the predict: steps, guidance_scale, eta ...
+    })
+    c.evaluate = ConfigDict({})  # NAME: {predict, metrics, n, batch_size, settings, seed, ema, every_steps, ...}
+    return c
+
+
+def mutable_on_resume(key: str) -> bool:
+    """Whether a run may be resumed with another value of this dotted key.
+
+    The length of the run, logging, checkpoint retention, sampling and evaluation schedules may change; whatever shapes
+    the mathematics (seed, system, data, optimizer, EMA, accumulation, precision, parallel mode) may not.
+    """
+    prefixes = ('log.', 'checkpoint.', 'sample.', 'evaluate.')
+    exact = ('train.steps', 'train.max_seconds', 'train.nonfinite', 'train.compile_cache', 'train.cpu_devices',
+             'train.init_from', 'train.init_map', 'train.init_ema', 'data.threads', 'data.buffer')
+    return key.startswith(prefixes) or key in exact or key.startswith('train.mesh.')
+
+
+# ---------------------------------------------------------------- arguments and files
+
+
+def parse_arg(arg: str, **defaults) -> ConfigDict:
+    """Parses 'variant,key=value,flag' for `get_config(arg)`; the first default takes a bare first word.
+
+    Values take the type of their default; a bare key of a bool default means True. Unknown keys raise ConfigError.
+
+    Example:
+        >>> a = parse_arg('vp,debug', variant='ve', debug=False, steps=10)
+        >>> (a.variant, a.debug, a.steps)
+        ('vp', True, 10)
+    """
+    out = dict(defaults)
+    first = next(iter(defaults), None)
+    for position, part in enumerate(p for p in (arg or '').split(',') if p):
+        key, eq, value = part.partition('=')
+        if not eq and isinstance(defaults.get(key), bool):
+            out[key] = True
+        elif not eq and position == 0 and isinstance(defaults.get(first), str):
+            out[first] = key
+        elif key not in defaults or not eq:
+            raise ConfigError(f'config argument {part!r} is not understood: {_choices(key, defaults)}')
+        else:
+            kind = type(defaults[key])
+            try:
+                out[key] = value.lower() in ('1', 'true', 'yes') if kind is bool else kind(value)
+            except ValueError:
+                raise ConfigError(f'config argument {key}={value!r}: expected {kind.__name__}') from None
+    return ConfigDict(out)
+
+
+def _config_dirs() -> list[Path]:
+    here = Path(__file__).resolve().parent
+    return [d for d in (here / 'configs', here.parent / 'configs') if d.is_dir()]
+
+
+def config_names() -> dict[str, Path]:
+    """The configs that ship with gen_jax, by name."""
+    return {p.stem: p for d in reversed(_config_dirs()) for p in sorted(d.glob('*.py')) if not p.stem.startswith('_')}
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Loads 'NAME', 'NAME:ARG', 'path/to/file.py' or 'path/to/file.py:ARG'.
+
+    Raises:
+        ConfigError: if there is no such config; the message lists the names that exist.
+    """
+    name, _, arg = spec.partition(':')
+    path = Path(name) if name.endswith('.py') else config_names().get(name)
+    if path is None or not path.is_file():
+        kind = 'file' if name.endswith('.py') else 'config'
+        raise ConfigError(f'there is no {kind} {name!r}: {_choices(name, config_names())}, or give a path to a .py file')
+    module_spec = importlib.util.spec_from_file_location(f'gen_jax_config_{path.stem}', path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+        raise ConfigError(f'{path} defines no get_config(arg)')
+    config = module.get_config(arg)
+    config.lock()
+    return config
+
+
+def apply_overrides(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
+    """Applies '--config.a.b=value' (or '--config.a.b value') to a copy of the config, types checked.
+
+    Raises:
+        ConfigError: unknown key (with the nearest names) or a value of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    config = copy.deepcopy(config)
+    known = flatten(config, leaves_only=False)
+    argv = join_values(argv)
+    for part in argv:
+        key = part.lstrip('-').partition('=')[0]
+        if not part.startswith('--config.'):
+            raise ConfigError(f'argument {part!r} is not understood: overrides look like --config.train.steps=100')
+        if key.removeprefix('config.') not in known:
+            raise ConfigError(f'unknown config key {key!r}: {_choices(key, ["config." + k for k in known])}')
+    values = flags.FlagValues()
+    # config_flags reads sys.argv for the overrides' names, and prints; give it ours for the moment.
+    with _argv(['gen-jax', *argv]), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            config_flags.DEFINE_config_dict('config', config, flag_values=values)
+            rest = values(sys.argv)[1:]
+        except (flags.Error, ValueError, TypeError, AttributeError) as e:
+            raise ConfigError(f'cannot set {" ".join(argv)}: {e}') from None
+    if rest:
+        raise ConfigError(f'{rest[0]!r} follows no --config key; overrides look like --config.train.steps=100')
+    return values.config
+
+
+def join_values(argv: Sequence[str]) -> list[str]:
+    """['--a', 'b', '--c=d'] -> ['--a=b', '--c=d']."""
+    out = []
+    for part in argv:
+        if not part.startswith('--') and out and out[-1].startswith('--') and '=' not in out[-1]:
+            out[-1] += f'={part}'
+        else:
+            out.append(part)
+    return out
+
+
+@contextlib.contextmanager
+def _argv(argv):
+    saved, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = saved
+
+
+# ---------------------------------------------------------------- names to functions
+
+
+def lookup(name: str) -> Any:
+    """'namespace.thing' -> the public `thing` of `gen_jax.namespace`.
+
+    Raises:
+        ConfigError: with the nearest names and the choices.
+    """
+    namespace, _, attribute = name.rpartition('.')
+    if namespace not in NAMESPACES:
+        raise ConfigError(f'name {name!r}: expected one of ' + ', '.join(f'{n}.*' for n in NAMESPACES))
+    module = importlib.import_module(f'gen_jax.{namespace}')
+    if attribute not in module.__all__:
+        raise ConfigError(f'there is no {name!r}: {_choices(attribute, module.__all__)}')
+    return getattr(module, attribute)
+
+
+def make(spec: Mapping | str, namespace: str = '', **extra) -> Any:
+    """Calls the function that a spec names with its other items as keywords, nested specs first.
+
+    Args:
+        spec: {'name': 'diffusion.cosine', ...} or just the name.
+        namespace: put before names without a dot.
+        extra: further keywords, which the spec may not repeat.
+
+    Raises:
+        ConfigError: unknown name, or keywords that the function does not take (the choices are listed).
+    """
+    spec = {'name': spec} if isinstance(spec, str) else dict(spec)
+    name = spec.pop('name', None)
+    if not name:
+        raise ConfigError(f'a spec needs a name: {spec}')
+    name = name if '.' in name or not namespace else f'{namespace}.{name}'
+    function = lookup(name)
+    kwargs = _make_siblings(spec)
+    kwargs.update(extra)
+    accepted = _parameters(function)
+    unknown = [] if accepted is None else [k for k in kwargs if k not in accepted]
+    if unknown:
+        raise ConfigError(f'{name} takes no {unknown[0]!r}: {_choices(unknown[0], accepted)}')
+    return function(**kwargs)
+
+
+def _make_siblings(spec: Mapping) -> dict[str, Any]:
+    """Makes the nested specs of one level. A parameter that a nested spec leaves out and a sibling has is the
+    sibling's: `times: {'name': 'diffusion.times.uniform'}` gets the `process` that stands beside it.
+    """
+    waits = {k: [p for p in _parameters(lookup(v['name'])) or () if p in spec and p not in v]
+             for k, v in spec.items() if _is_spec(v)}
+    made = {}
+    for k in sorted(spec, key=lambda k: len(waits.get(k, ()))):
+        v = spec[k]
+        made[k] = make(v, **{p: made[p] for p in waits[k] if p in made}) if k in waits else _make_nested(v)
+    return {k: made[k] for k in spec}
+
+
+def _is_spec(value) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get('name'), str) \
+        and value['name'].rpartition('.')[0] in NAMESPACES
+
+
+def _make_nested(value):
+    if _is_spec(value):
+        return make(value)
+    if isinstance(value, Mapping):
+        return {k: _make_nested(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_make_nested(v) for v in value)
+    return value
+
+
+def _parameters(function) -> list[str] | None:
+    import inspect
+
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.name not in ('parent', 'name', 'self')]
+
+
+def _choices(wrong: str, names) -> str:
+    names = sorted(names)
+    near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
+    tail = wrong.rsplit('.', 1)[-1]
+    near = near or [n for n in names if n.rsplit('.', 1)[-1] == tail][:3]
+    if near:
+        return 'did you mean ' + ' or '.join(near) + '?'
+    return 'choose from ' + ', '.join(names) if len(names) <= 60 else 'no name comes near'
+
+
+# ---------------------------------------------------------------- plain data
+
+
+def flatten(config: Mapping, prefix: str = '', leaves_only: bool = True) -> dict[str, Any]:
+    """Dotted key -> value. Empty dicts are leaves."""
+    out = {}
+    for key in config:
+        # placeholders and references are read through item access
+        value = config[key]
+        path = f'{prefix}{key}'
+        if isinstance(value, Mapping | ConfigDict) and len(value):
+            if not leaves_only:
+                out[path] = value
+            out.update(flatten(value, path + '.', leaves_only))
+        else:
+            out[path] = value
+    return out
+
+
+def _plain(value):
+    if isinstance(value, Mapping | ConfigDict):
+        return {k: _plain(value[k]) for k in value}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def to_json(config: Mapping) -> str:
+    """Canonical JSON: sorted keys, tuples as lists."""
+    return json.dumps(_plain(config), indent=1, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+    """A config read back from `to_json`: lists as tuples, null as an optional value."""
+
+    def restore(value):
+        if isinstance(value, dict):
+            return {k: restore(v) for k, v in value.items()}
+        return tuple(restore(v) for v in value) if isinstance(value, list) else value
+
+    return ConfigDict(restore(json.loads(text)))
+
+
+def differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new) where two configs differ; '<absent>' where only one has the key."""
+    a, b = ({k: _plain(v) for k, v in flatten(c).items()} for c in (old, new))
+    return {k: (a.get(k, '<absent>'), b.get(k, '<absent>'))
+            for k in sorted({*a, *b}) if a.get(k, '<absent>') != b.get(k, '<absent>')}

@@ -1,0 +1,109 @@
+"""Running a system's predict functions, and scoring what they return.
+
+A predict is jitted once and called in chunks of one size; keys are folded by global example index, so that neither the
+chunk nor the devices change example k.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_jax.engine import sharding
+from gen_jax.engine.update import prepare
+from gen_jax.rng import example_keys
+from gen_jax.types import Metric, System, Variables
+
+__all__ = ['Predictor', 'Evaluator', 'evaluate', 'numeric']
+
+
+def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The entries that a device can hold (captions and other text stay on the host)."""
+    return {k: v for k, v in batch.items() if np.asarray(v).dtype.kind in 'biuf'}
+
+
+class Predictor:
+    """Calls the predict functions of a system over a mesh, with one compilation for each name and shape."""
+
+    def __init__(self, system: System, mesh=None):
+        self.system = system
+        self.mesh = mesh or sharding.make_mesh({'data': -1})
+        self._jitted: dict[str, Callable] = {}
+
+    def place(self, variables: Variables) -> Variables:
+        """Variables on every device of the mesh."""
+        return jax.device_put(variables, sharding.replicated(self.mesh))
+
+    def options(self, name: str, settings: Mapping[str, Any]):
+        """The options pytree of a predict from plain settings; unknown settings and bad values raise ValueError."""
+        predict = self._predict(name)
+        try:
+            return predict.options(**settings)
+        except TypeError as e:
+            raise ValueError(f'settings of predict {name!r}: {e}') from None
+
+    def _predict(self, name):
+        if name not in self.system.predict:
+            raise ValueError(f'the system has no predict {name!r}: choose from {sorted(self.system.predict)}')
+        return self.system.predict[name]
+
+    def call(self, name: str, variables: Variables, *, seed: int, first: int, batch: Mapping[str, np.ndarray],
+             options) -> dict[str, np.ndarray]:
+        """One chunk: rows first .. first + B - 1 of an endless sequence of examples; B is padded to the mesh.
+
+        Returns host arrays [B, ...].
+        """
+        if name not in self._jitted:
+            run = self._predict(name).run
+            self._jitted[name] = jax.jit(lambda v, k, b, o: run(v, k, prepare(b), o))
+        size = len(next(iter(batch.values())))
+        padded = -(-size // sharding.batch_shards(self.mesh)) * sharding.batch_shards(self.mesh)
+        batch = {k: np.concatenate([v, np.repeat(v[-1:], padded - size, 0)]) if padded > size else v
+                 for k, v in numeric(batch).items()}
+        where = sharding.batch_sharding(self.mesh)
+        batch = {k: jax.make_array_from_callback(v.shape, where, lambda i, v=v: v[i]) for k, v in batch.items()}
+        keys = jax.jit(example_keys, out_shardings=where)(jax.random.key(seed), jnp.arange(padded) + first)
+        out = self._jitted[name](variables, keys, batch, options)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+            out = multihost_utils.process_allgather(out, tiled=True)
+        return {k: np.asarray(v)[:size] for k, v in jax.device_get(out).items()}
+
+    def stream(self, name: str, variables: Variables, *, seed: int, batches: Iterable[Mapping], options
+               ) -> Iterator[tuple[dict[str, np.ndarray], Mapping]]:
+        """(outputs, batch) for each batch, in order."""
+        variables, first = self.place(variables), 0
+        for batch in batches:
+            yield self.call(name, variables, seed=seed, first=first, batch=batch, options=options), batch
+            first += len(next(iter(batch.values())))
+
+
+class Evaluator(NamedTuple):
+    """One entry of config.evaluate, made ready."""
+
+    predict: str
+    batches: Callable[[], Iterable[Mapping]]
+    """() -> batches, with `valid` False on rows that do not count."""
+    metrics: Mapping[str, Metric]
+    settings: Mapping[str, Any]
+    seed: int
+    ema: str | None
+    every_steps: int | None
+    """During training; None: at the end only."""
+
+
+def evaluate(evaluator: Evaluator, predictor: Predictor, variables: Variables) -> dict[str, float]:
+    """Runs one evaluator. Outputs take precedence over batch entries of the same name."""
+    states = {k: m.init() for k, m in evaluator.metrics.items()}
+    options = predictor.options(evaluator.predict, evaluator.settings)
+    for out, batch in predictor.stream(evaluator.predict, variables, seed=evaluator.seed, batches=evaluator.batches(),
+                                       options=options):
+        valid = np.asarray(batch.get('valid', np.ones(len(next(iter(out.values()))), bool)))
+        joined = {k: np.asarray(v)[valid] for k, v in {**batch, **out}.items() if k != 'valid'}
+        states = {k: evaluator.metrics[k].update(s, joined) for k, s in states.items()}
+    results = {}
+    for k, m in evaluator.metrics.items():
+        results.update(m.compute(states[k]))
+    return results
