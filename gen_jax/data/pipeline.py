@@ -134,7 +134,8 @@ def _stack(items: Sequence[Mapping[str, Any]], names: Sequence[int]) -> dict[str
             batch[key] = np.stack(values)
         else:
             batch[key] = np.empty(len(values), object)
-            batch[key][:] = values
+            for i, other in enumerate(values):  # one by one: a slice would unpack lists
+                batch[key][i] = other
     return batch
 
 

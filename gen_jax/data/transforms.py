@@ -14,7 +14,7 @@ from PIL import Image
 __all__ = ['centre_crop', 'keep', 'pad', 'random_crop', 'random_flip', 'resize', 'to_grey', 'to_rgb', 'tokenize']
 
 Example = dict[str, Any]
-SPATIAL = ('boxes', 'box', 'masks', 'mask', 'depth', 'edges', 'segmentation')
+SPATIAL = ('boxes', 'centres', 'depth', 'edges', 'mask', 'masks', 'radii', 'relations', 'segmentation')
 """Keys that a geometric transform would silently make wrong if it did not act on them too."""
 
 
@@ -208,13 +208,15 @@ def tokenize(tokenizer, key: str = 'caption') -> PerExample:
     """Text to `tokens` int32 [L]; a list or tuple of captions has one drawn for each position.
 
     Args:
-        tokenizer: callable text -> ints [L], or -> dict of arrays that are merged into the example ('tokens', 'mask').
-            Its `fingerprint` (JSON-able) goes into the pipeline's, or its qualified name where it has none.
+        tokenizer: an object with `encode`, or a callable: text -> ints [L], or -> dict of arrays that are merged into
+            the example ('tokens', 'mask'). Its `fingerprint` (JSON-able) goes into the pipeline's, or its qualified
+            name where it has none.
         key: the entry that holds the text; it is replaced.
 
     Raises:
         ValueError: where an example has no captions.
     """
+    encode = getattr(tokenizer, 'encode', tokenizer)
     identity = getattr(tokenizer, 'fingerprint', None)
     if identity is None:
         identity = getattr(tokenizer, '__qualname__', None) or type(tokenizer).__qualname__
@@ -227,7 +229,7 @@ def tokenize(tokenizer, key: str = 'caption') -> PerExample:
             raise ValueError(f'tokenize: this system needs text, but the example has no {key!r} (it has '
                              f'{sorted(example)}); use a source with captions: shapes, or folder:PATH with a '
                              f'metadata.jsonl that has file_name and caption')
-        result = tokenizer(text)
+        result = encode(text)
         if not isinstance(result, Mapping):
             result = {'tokens': np.asarray(result, np.int32)}
         return {**{k: v for k, v in example.items() if k != key}, **result}
