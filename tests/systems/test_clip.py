@@ -1,0 +1,132 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from gen_jax.models.clip import clip_tiny
+from gen_jax.systems.clip import clip
+from gen_jax.types import Variables
+
+RNG = np.random.RandomState(0)
+BATCH = {'image': RNG.uniform(-1, 1, (16, 8, 8, 3)).astype(np.float32),
+         'tokens': np.append(RNG.randint(1, 15, (16, 7)), np.full((16, 1), 15), 1).astype(np.int32)}  # 15 ends a text
+
+
+@pytest.fixture(scope='module')
+def trained():
+    """A system, its parameters, and (params, batch) -> ((loss, metrics), gradient), jitted."""
+    system = clip(clip_tiny())
+    params, extra = system.init(jax.random.key(0), BATCH)
+    assert extra == {} and set(params) == {'clip'}
+
+    def loss(params, batch):
+        value, (metrics, new_extra) = system.objectives['contrastive'].loss(params, None, batch, None)
+        assert new_extra == {}
+        return value, metrics
+
+    return system, params, jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def predict(system, name, params, batch, **options):
+    p = system.predict[name]
+    keys = jax.random.split(jax.random.key(0), len(next(iter(batch.values()))))
+    return jax.jit(p.run)(Variables(params), keys, batch, p.options(**options))
+
+
+def test_objective(trained):
+    system, _, _ = trained
+    objective = system.objectives['contrastive']
+    assert objective.params == ('clip',) and objective.optimizer == 'clip' and not objective.per_example
+
+
+def test_sharded_step_is_the_single_device_step(trained):
+    _, params, step = trained
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec('data'))
+    (whole, metrics), gradient = step(params, BATCH)
+    everywhere = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    (sharded, sharded_metrics), sharded_gradient = step(everywhere, jax.device_put(BATCH, rows))
+    np.testing.assert_allclose(sharded, whole, rtol=1e-5)
+    chex.assert_trees_all_close(sharded_metrics, metrics, rtol=1e-5)
+    chex.assert_trees_all_close(sharded_gradient, gradient, atol=2e-5)
+    (local, _), _ = step(params, jax.tree.map(lambda x: x[:2], BATCH))
+    assert local < whole - 0.5  # the negatives of one device alone would have made it easier
+
+
+def test_learns_to_match_its_batch(trained):
+    system, params, step = trained
+    tx = optax.adam(1e-2)
+
+    @jax.jit
+    def descend(params, opt, gradient):
+        updates, opt = tx.update(gradient, opt)
+        return optax.apply_updates(params, updates), opt
+
+    opt = tx.init(params)
+    for _ in range(80):
+        (value, metrics), gradient = step(params, BATCH)
+        params, opt = descend(params, opt, gradient)
+    assert metrics['image_to_text'] == metrics['text_to_image'] == 1 and value < 0.1
+    # Zero-shot among the sixteen captions, then with each class doubled by a second phrasing.
+    out = predict(system, 'zero_shot', params, BATCH, tokens=BATCH['tokens'])
+    np.testing.assert_array_equal(out['prediction'], np.arange(16))
+    np.testing.assert_allclose(out['probability'].sum(-1), 1, rtol=1e-5)
+    twice = predict(system, 'zero_shot', params, BATCH, tokens=np.stack([BATCH['tokens']] * 2, 1))
+    np.testing.assert_allclose(twice['logits'], out['logits'], rtol=1e-3, atol=1e-3)
+    losses = predict(system, 'losses', params, BATCH)
+    np.testing.assert_allclose(losses['loss'].mean(), step(params, BATCH)[0][0], rtol=1e-4)
+
+
+def test_embeddings_and_phrasings_by_hand(trained):
+    system, params, _ = trained
+    u = predict(system, 'encode_image', params, {'image': BATCH['image']})['embedding']
+    v = predict(system, 'encode_text', params, {'tokens': BATCH['tokens']})['embedding']
+    np.testing.assert_allclose(np.linalg.norm(u, axis=-1), 1, rtol=1e-5)
+    classes = np.asarray(v).reshape(8, 2, -1).mean(1)
+    classes /= np.linalg.norm(classes, axis=-1, keepdims=True)
+    out = predict(system, 'zero_shot', params, {'image': BATCH['image']}, tokens=BATCH['tokens'].reshape(8, 2, 8))
+    scale = np.exp(params['clip']['logit_scale'])
+    np.testing.assert_allclose(out['logits'], scale * np.asarray(u) @ classes.T, rtol=1e-3, atol=1e-4)
+
+
+def test_padding_rows_change_nothing(trained):
+    _, params, step = trained
+    got = step(params, {**BATCH, 'valid': np.arange(16) < 2})
+    expected = step(params, jax.tree.map(lambda x: x[:2], BATCH))
+    chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_captions_through_a_tokenizer(trained):
+    _, params, _ = trained
+    words = {'red': 3, 'blue': 4, 'a': 5}
+
+    def tokenizer(texts):
+        return np.stack([np.array([words[w] for w in t.split()] + [15] * (8 - len(t.split())), np.int32)
+                         for t in texts])
+
+    options = clip(clip_tiny(), tokenizer).predict['zero_shot'].options
+    tokens = options(captions=['a red', 'a blue'])['tokens']
+    assert tokens.shape == (2, 1, 8) and tokens[1, 0, 1] == 4
+    assert options(captions=[['a red', 'red'], ['a blue', 'blue']])['tokens'].shape == (2, 2, 8)
+    with pytest.raises(ValueError, match='same number of phrasings'):
+        options(captions=[['a red', 'red'], ['a blue']])
+    with pytest.raises(ValueError, match='need a tokenizer'):
+        clip(clip_tiny()).predict['zero_shot'].options(captions=['a red'])
+
+
+def test_clear_errors(trained):
+    system, params, step = trained
+    with pytest.raises(ValueError, match=r"CLIP needs 'tokens' in the batch, which has \['image'\].*tokenize"):
+        step(params, {'image': BATCH['image']})
+    with pytest.raises(ValueError, match="CLIP needs 'tokens'"):
+        system.init(jax.random.key(0), {'image': BATCH['image']})
+    with pytest.raises(ValueError, match="CLIP needs 'image'"):
+        predict(system, 'encode_image', params, {'tokens': BATCH['tokens']})
+    options = system.predict['zero_shot'].options
+    with pytest.raises(ValueError, match='either tokens'):
+        options()
+    with pytest.raises(ValueError, match=r'integers \[K, P, L\]'):
+        options(tokens=jnp.ones((3, 8)))
