@@ -1,0 +1,84 @@
+"""Layers against their formulas in float64 numpy."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_jax.nn.attention import dot_product_attention
+from gen_jax.nn.embeddings import timestep_embedding
+from gen_jax.nn.norms import GroupNorm
+from gen_jax.nn.resampling import average_pool, upsample_nearest
+
+RNG = np.random.RandomState(0)
+
+
+def exact_attention(q, k, v, mask):
+    scores = np.einsum('bnhd,bmhd->bhnm', q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(scores) * mask
+    return np.einsum('bhnm,bmhd->bnhd', weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize('implementation', [None, 'matmul', 'xla'])
+@pytest.mark.parametrize('masking', ['none', 'mask', 'causal'])
+def test_attention(implementation, masking):
+    q, k, v = RNG.randn(3, 2, 5, 3, 4)
+    mask = np.ones((2, 1, 5, 5), bool)
+    if masking == 'mask':
+        mask = RNG.rand(2, 1, 5, 5) < 0.5
+        mask[..., 0] = True
+    elif masking == 'causal':
+        mask = np.tril(mask)
+    y = dot_product_attention(
+        *(jnp.asarray(a, jnp.float32) for a in (q, k, v)),
+        mask=jnp.asarray(mask) if masking == 'mask' else None,
+        is_causal=masking == 'causal',
+        implementation=implementation,
+    )
+    chex.assert_trees_all_close(y, exact_attention(q, k, v, mask).astype(np.float32), atol=2e-6)
+
+
+def test_attention_softmax_is_float32_in_bfloat16():
+    # 1,000 equal keys: weights of 1/1000 summed in bfloat16 would stall at 0.5 or so.
+    q, k, v = jnp.zeros((1, 1, 1, 4)), jnp.zeros((1, 1000, 1, 4)), jnp.ones((1, 1000, 1, 4))
+    y = dot_product_attention(*(a.astype(jnp.bfloat16) for a in (q, k, v)), implementation='matmul')
+    assert y.dtype == jnp.bfloat16
+    chex.assert_trees_all_close(y.astype(jnp.float32), jnp.ones((1, 1, 1, 4)), atol=0.01)
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 2e-5), (jnp.bfloat16, 0.02)])
+def test_group_norm_far_from_zero(dtype, tolerance):
+    # A mean of 64 against a spread of 1: moments in bfloat16, or E[x^2] - E[x]^2, would be far off.
+    x = np.asarray(jnp.asarray(64 + RNG.randn(2, 6, 5, 8), dtype), np.float64)
+    scale, bias = RNG.randn(2, 8)
+    y = GroupNorm(4, 1e-5).apply(
+        {'params': {'scale': jnp.asarray(scale, jnp.float32), 'bias': jnp.asarray(bias, jnp.float32)}},
+        jnp.asarray(x, dtype),
+    )
+    groups = x.reshape(2, 30, 4, 2)
+    expected = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
+    expected = expected.reshape(x.shape) * scale + bias
+    assert y.dtype == dtype
+    assert np.abs(np.asarray(y, np.float64) - expected).max() < tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize('dim', [8, 9])
+@pytest.mark.parametrize('flip', [False, True])
+def test_timestep_embedding(dim, flip):
+    t = np.array([0.0, 1.5, 999.0])
+    angle = t[:, None] * 10_000.0 ** (-np.arange(4) / 3)
+    halves = [np.sin(angle), np.cos(angle)]
+    expected = np.concatenate((halves[::-1] if flip else halves) + [np.zeros((3, dim % 2))], 1)
+    y = timestep_embedding(jnp.asarray(t), dim, flip_sin_to_cos=flip, freq_shift=1)
+    chex.assert_trees_all_close(y, expected.astype(np.float32), atol=1e-4)
+
+
+def test_resampling():
+    x = jnp.asarray(RNG.randn(2, 3, 4, 5), jnp.float32)
+    up = upsample_nearest(x)
+    chex.assert_trees_all_equal(up, jnp.repeat(jnp.repeat(x, 2, 1), 2, 2))
+    chex.assert_trees_all_close(average_pool(up), x, atol=1e-6)
+    tiles = average_pool(jnp.arange(8.0).reshape(1, 2, 4, 1))
+    chex.assert_trees_all_close(tiles, jnp.array([2.5, 4.5]).reshape(1, 1, 2, 1))
+    assert jax.grad(lambda x: upsample_nearest(x).sum())(x).mean() == 4
