@@ -40,7 +40,8 @@ def get_config(arg=''):
     c.checkpoint.every_steps = 300
     c.sample.settings = {'steps': 50, 'guidance_scale': 2.0}
     c.sample.every_steps = 300
-    generate = {"predict": "generate", "on": "labels", "n": 1000, "batch_size": 500, "metrics": ()}
+    generate = {'predict': 'generate', 'on': 'labels', 'n': 1000, 'batch_size': 500, 'metrics': ('digits_report',),
+                'every_steps': 0}  # scored by `gen-jax evaluate`
     c.evaluate = {
         'heldout': {'predict': 'losses', 'metrics': ({'name': 'binned', 'key': 'loss', 'by': 't',
                                                        'edges': tuple(i / 10 for i in range(11))},),

@@ -36,7 +36,7 @@ def show_help(p: argparse.ArgumentParser, spec: str | None = None) -> int:
     return 0
 
 
-def prepare_jax(cpu_devices: int = 0, batch_size: int = 1, compile_cache: bool = True) -> None:
+def prepare_jax(cpu_devices: int = 0, batch_size: int = 0, compile_cache: bool = True) -> None:
     """Virtual CPU devices, the persistent compilation cache, and quiet logs; before the first use of JAX."""
     import logging
 

@@ -109,7 +109,9 @@ class Checkpoints:
         """
         wanted = trees.flat(target._asdict())
         places = trees.flat(shardings._asdict()) if shardings is not None else {}
-        abstract = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=places.get(k)) for k, v in wanted.items()}
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # Orbax would want the devices of the save
+        abstract = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=places.get(k) or here)
+                    for k, v in wanted.items()}
         candidates = [self._step(step)] if step is not None else self.steps()[::-1]
         if not candidates:
             raise CheckpointError(f'there is no checkpoint under {self.path.parent}: train first, or check --workdir')
@@ -196,7 +198,8 @@ def read_params(path, ema: str = '') -> dict[str, np.ndarray]:
         names = sorted({k.split('/')[1] for k in keys if k.startswith('ema/')})
         raise CheckpointError(f'{workdir} holds no EMA {ema!r}: choose from {names}, or leave train.init_ema empty')
     shapes = store._shapes(step)
-    abstract = {k: jax.ShapeDtypeStruct(tuple(shapes[k]), np.dtype(d)) for k, d in keys.items()}
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = {k: jax.ShapeDtypeStruct(tuple(shapes[k]), np.dtype(d), sharding=here) for k, d in keys.items()}
     restored = store._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state']
     store.close()
     return {k.removeprefix(prefix): np.asarray(v) for k, v in restored.items() if k.startswith(prefix)}

@@ -91,7 +91,7 @@ class Evaluator(NamedTuple):
     seed: int
     ema: str | None
     every_steps: int | None
-    """During training; None: at the end only."""
+    """During training: every so many steps and at the end; None: at the end only; 0: never (gen-jax evaluate does it)."""
 
 
 def evaluate(evaluator: Evaluator, predictor: Predictor, variables: Variables) -> dict[str, float]:

@@ -245,7 +245,7 @@ def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop)
             note(f'first step (compilation included) took {time.perf_counter() - began:.1f} s')
             marked = time.perf_counter(), step
         for name, evaluator in run.evaluators.items():
-            if _due(step, evaluator.every_steps) or end:
+            if _due(step, evaluator.every_steps) or (end and evaluator.every_steps != 0):
                 settle()
                 results = evaluate(evaluator, predictor, variables_of(runner.fetch(state), evaluator.ema))
                 results = {f'{name}/{k}': v for k, v in results.items()}
@@ -253,7 +253,7 @@ def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop)
                     log.write(step, results)
                 latest.update({k: v for k, v in results.items() if isinstance(v, (int, float))})
                 note(f'step {step}: ' + '  '.join(f'{k} {v:.4g}' for k, v in results.items() if isinstance(v, float)))
-        if run.sampler and (_due(step, run.sampler.every_steps) or end):
+        if run.sampler and (_due(step, run.sampler.every_steps) or (end and run.sampler.every_steps != 0)):
             settle()
             log.images(step, {'samples': sample_grid(run, predictor, variables_of(runner.fetch(state), run.sampler.ema))})
         if _due(step, config.checkpoint.every_steps) or end:

@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO ?= runs/demo
+
+.PHONY: demo test test-slow lint golden reference clean
+
+demo: $(VENV)/.demo
+	@bash experiments/demo.sh $(BIN) $(DEMO)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -q
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow -q
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+
+# Prints the reference programs' numbers again; needs torch, diffusers and transformers, in an environment of their own.
+golden: $(VENV)-reference/.done
+	for script in tests/golden/make_*.py; do $(VENV)-reference/bin/python $$script || exit 1; done
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,tfds]'
+	@touch $@
+
+$(VENV)-reference/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-reference
+	$(VENV)-reference/bin/python -m pip install -q 'torch==2.13.0'
+	$(VENV)-reference/bin/python -m pip install -q 'diffusers==0.42.1' 'transformers==5.23.0' accelerate scikit-image
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV)-reference build dist *.egg-info
