@@ -120,15 +120,15 @@ def test_ddim(golden):
 
 
 def test_reference_as_shipped(golden):
-    """The reference in its own float32 agrees too, as far as its rounding allows (measured: ITS from float64)."""
+    """In its own float32 the reference is up to 5.3e-5 off its float64 self, or NaN (see make_schedulers.py)."""
     runs = {'fixed_small': runner(golden, lambda eta: ddpm('fixed_small')), None: runner(golden, ddim)}
-    ours, theirs = 0.0, 0.0
-    for s in golden['settings']:
-        if s['variance'] == 'fixed_large' or s['solver'] == 'ddim' and s['spacing'] == 'linspace':
-            continue
-        ours = max(ours, relative(runs[s['variance']](s), s['xs32']).max())
-        theirs = max(theirs, relative(s['xs'], s['xs32']).max())
-    assert ours <= 1.2 * theirs, (ours, theirs)
+    settings = [s for s in golden['settings'] if s['variance'] == 'fixed_small' or
+                s['variance'] is None and s['spacing'] != 'linspace']
+    errors = [relative(runs[s['variance']](s), s['xs32']).max() for s in settings]
+    broken = [s for s, error in zip(settings, errors, strict=True) if np.isnan(error)]
+    assert len(broken) == 3 and all((s['schedule'], s['spacing'], s['steps'], s['eta']) ==
+                                    ('squaredcos_cap_v2', 'trailing', 5, 1.0) for s in broken)
+    assert np.nanmax(errors) <= 6e-5, np.nanmax(errors)
 
 
 def ddim_by_hand(s, golden):
