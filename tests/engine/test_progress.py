@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import subprocess
 import sys
 
@@ -83,6 +84,9 @@ def test_rate_follows_the_window_and_survives_a_rollback():
     assert '  1 step/s' in stream.getvalue().splitlines()[-1]
     bar.update(30)
     assert '30/1000  3%  ? step/s' in stream.getvalue().splitlines()[-1]
+    clock.now += 0.5
+    bar.update(31)
+    assert '31/1000  3%  2 step/s' in stream.getvalue().splitlines()[-1]
 
 
 def test_metrics_are_read_only_when_shown():
@@ -117,8 +121,9 @@ def test_streams_that_go_away():
 def test_a_broken_pipe_neither_raises_nor_spoils_the_exit_code():
     code = ("import sys\nfrom gen_jax.engine.progress import progress\nbar = progress(99, sys.stdout, every=0)\n"
             "sys.stdin.readline()\n[bar.update(i) for i in range(1, 50)]\nbar.note('x')\nbar.close()\nsys.exit(75)")
+    # Unbuffered, nothing would be left for the interpreter to flush on exit, and the test would prove nothing.
     process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+                               stderr=subprocess.PIPE, env={**os.environ, 'PYTHONUNBUFFERED': ''})
     process.stdout.close()  # the reader has gone before the first line
     process.stdin.write(b'go\n')
     process.stdin.close()
