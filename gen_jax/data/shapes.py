@@ -96,7 +96,7 @@ class Shapes:
     def info(self) -> dict:
         names = [f'{colour} {shape}' for shape in SHAPES for colour in COLOUR_NAMES]
         return {'image_shape': (self._image_size, self._image_size, 3), 'num_classes': len(names),
-                'label_names': names, 'channels': 3}
+                'label_names': names, 'channels': 3, 'class_captions': shapes_captions.class_captions()}
 
     def _draw(self, index):
         index = operator.index(index)

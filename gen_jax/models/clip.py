@@ -209,7 +209,7 @@ def clip_vit_b32(**kwargs) -> CLIP:
 
 def clip_shapes(**kwargs) -> CLIP:
     """A small CLIP with a convolutional stem for the 32x32 scenes and the 31-word language of `shapes`."""
-    defaults = dict(image_size=32, patch_size=8, stem=(16, 32, 64), vision_width=96, vision_layers=3, vision_heads=3,
+    defaults = dict(image_size=32, patch_size=8, stem=(32, 64, 96), vision_width=96, vision_layers=2, vision_heads=3,
                     vision_hidden=192, vocab_size=31, max_length=24, eos_token_id=2, text_width=64, text_layers=2,
                     text_heads=2, text_hidden=128, projection_dim=64, act='gelu_pytorch_tanh')
     return CLIP(**{**defaults, **kwargs})
