@@ -185,8 +185,8 @@ def test_split_folders_share_their_labels(tmp_path):
 
 def describe(root, rows):
     root.mkdir(parents=True, exist_ok=True)
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    (root / 'metadata.jsonl').write_text('\n'.join(lines) + '\n')
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    (root / 'metadata.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
 def test_metadata(tmp_path):
