@@ -26,8 +26,8 @@ from gen_jax.engine.progress import emit
 __all__ = ['WALL_CLOCK', 'Writer', 'console', 'jsonl', 'multi', 'null', 'png', 'read_jsonl', 'tensorboard', 'truncate',
            'wandb', 'without_wall_clock']
 
-WALL_CLOCK = ('time', 'elapsed', 'eta', 'steps_per_second', 'examples_per_second', 'step_seconds', 'data_seconds',
-              'save_seconds', 'compile_seconds', 'eval_seconds')
+WALL_CLOCK = ('time', 'elapsed', 'eta', 'steps_per_second', 'images_per_second', 'examples_per_second', 'step_seconds',
+              'data_seconds', 'save_seconds', 'compile_seconds', 'eval_seconds')
 """Keys of wall-clock fields. `time` (seconds since 1970) is added by the JSONL writer; the others are the engine's."""
 
 
