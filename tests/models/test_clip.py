@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gen_jax import trees
+from gen_jax.interop.torch_layout import from_torch, to_torch
 from gen_jax.models.clip import CLIP, clip_shapes, clip_tiny, clip_vit_b32
 from gen_jax.nn.transformer import activation
 from tests.golden.make_clip import CASES, PROJECTION, TEXT, VISION, inputs, weight
@@ -24,21 +25,6 @@ def reference_network(act, eos):
                 eos_token_id=None if eos == 2 else eos)
 
 
-def published_key(path):
-    head, _, leaf = path.replace('/', '.').rpartition('.')
-    leaf = 'weight' if leaf in ('kernel', 'scale', 'embedding') else leaf
-    return f'{head}.{leaf}' if head else leaf
-
-
-def reference_leaf(path, leaf):
-    """Our leaf from the reference's weight of the same name: Linen keeps kernels [..., in, out]."""
-    if not path.endswith('kernel'):
-        return jnp.asarray(weight(published_key(path), leaf.shape))
-    to_torch = (3, 2, 0, 1) if leaf.ndim == 4 else (1, 0)
-    value = weight(published_key(path), [leaf.shape[i] for i in to_torch])
-    return jnp.asarray(value.transpose(2, 3, 1, 0) if leaf.ndim == 4 else value.T)
-
-
 @pytest.fixture(scope='module')
 def cases():
     """name -> (network, parameters, golden outputs)."""
@@ -47,7 +33,8 @@ def cases():
     for name, (act, eos) in CASES.items():
         network = reference_network(act, eos)
         shapes = jax.eval_shape(network.init, jax.random.key(0), image, tokens)['params']
-        params = trees.map_with_path(reference_leaf, shapes)
+        wanted = to_torch(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+        params = from_torch({key: weight(key, x.shape) for key, x in wanted.items()}, shapes)
         out[name] = network, params, {k.split('/')[1]: golden[k] for k in golden if k.startswith(f'{name}/')}
     return out
 
@@ -72,7 +59,7 @@ def error(ours, golden):
 @pytest.mark.parametrize('name', CASES)
 def test_golden_parity(cases, name):
     network, params, golden = cases[name]
-    assert sorted(published_key(p) for p in trees.flat(params)) == list(golden['keys'])
+    assert sorted(to_torch(params)) == list(golden['keys'])
     errors = error(outputs(network, params), golden)
     assert max(errors.values()) < 1e-4, errors
 
@@ -128,11 +115,17 @@ def test_small_variants():
     assert count(clip_shapes(), 16) < 1_000_000
 
 
+def random_params(network, *args):
+    """Weights as in the goldens, without compiling an initialiser."""
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *args)
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+    return trees.map_with_path(lambda p, x: 0.5 * jnp.asarray(weight(p.replace('scale', 'weight'), x.shape)), shapes)
+
+
 def test_convolutional_stem_and_bfloat16():
     network = clip_tiny(stem=(4, 8), dtype='bfloat16')
-    image, tokens = jnp.ones((2, 8, 8, 3)), jnp.ones((2, 8), jnp.int32)
-    params = jax.jit(network.init)(jax.random.key(0), image, tokens)
-    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+    image, tokens = jnp.linspace(-1, 1, 2 * 8 * 8 * 3).reshape(2, 8, 8, 3), jnp.arange(16).reshape(2, 8)
+    params = random_params(network, image, tokens)
     u, v, _ = jax.jit(network.apply)(params, image, tokens)
     assert u.dtype == v.dtype == jnp.float32 and u.shape == v.shape == (2, 8)
     exact = jax.jit(clip_tiny(stem=(4, 8)).apply)(params, image, tokens)
@@ -144,7 +137,7 @@ def test_pixel_statistics_are_applied():
     image, tokens = jnp.linspace(-1, 1, 2 * 8 * 8 * 3).reshape(2, 8, 8, 3), jnp.ones((2, 8), jnp.int32)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     plain = clip_tiny()
-    params = jax.jit(plain.init)(jax.random.key(0), image, tokens)
+    params = random_params(plain, image, tokens)
     standardised = ((image + 1) / 2 - jnp.array(mean)) / jnp.array(std)
     ours = clip_tiny(pixel_mean=mean, pixel_std=std).apply(params, image, method='encode_image')
     np.testing.assert_allclose(ours, plain.apply(params, standardised, method='encode_image'), atol=1e-5)

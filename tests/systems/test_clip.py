@@ -6,8 +6,12 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gen_jax.models.clip import clip_tiny
+from configs.shapes_clip import get_config
+from gen_jax.data.shapes import shapes
+from gen_jax.data.shapes_captions import shapes_vocabulary
+from gen_jax.models.clip import clip_shapes, clip_tiny
 from gen_jax.systems.clip import clip
+from gen_jax.tokenizers import words
 from gen_jax.types import Variables
 
 RNG = np.random.RandomState(0)
@@ -129,3 +133,18 @@ def test_clear_errors(trained):
         options()
     with pytest.raises(ValueError, match=r'integers \[K, P, L\]'):
         options(tokens=jnp.ones((3, 8)))
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('objects', [1, 3])
+def test_the_config_speaks_the_language_of_shapes(objects):
+    config = get_config(f'objects={objects}')
+    spec = config.data.transforms[0]['tokenizer']
+    assert list(spec['vocab']) == shapes_vocabulary()
+    tokenizer = words(spec['vocab'], spec['max_length'])
+    assert tokenizer.vocab_size == config.system.network.vocab_size
+    network = clip_shapes(vocab_size=tokenizer.vocab_size, max_length=config.system.network.max_length)
+    assert tokenizer.eos_id == network.eos_token_id
+    source = shapes(max_objects=objects, size=40)
+    tokens = tokenizer([c for i in range(40) for c in source[i]['captions']])  # warns of cut or unknown words
+    assert (tokens == network.eos_token_id).any(-1).all()
