@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from gen_jax import trees
 from gen_jax.types import PyTree, TrainState
 
-__all__ = ['Checkpoints', 'CheckpointError', 'read_params']
+__all__ = ['Checkpoints', 'CheckpointError', 'read_leaves', 'read_params']
 
 
 class CheckpointError(RuntimeError):
@@ -176,15 +177,14 @@ class Checkpoints:
         return {k: v.shape for k, v in dict(tree).items()}
 
 
-def read_params(path, ema: str = '') -> dict[str, np.ndarray]:
-    """Flat parameters ('unet/conv_in/kernel' -> array) of the newest step of a workdir, for init_from.
+def read_leaves(path) -> dict[str, np.ndarray]:
+    """Every leaf of the newest step as flat host arrays: 'params/...', 'ema/NAME/params/...', 'opt/...', 'step' ...
 
     Args:
         path: a workdir, or its checkpoints folder, or one step's folder.
-        ema: an EMA's name; empty: the raw parameters.
 
     Raises:
-        CheckpointError: nothing there, or no such EMA.
+        CheckpointError: nothing there.
     """
     path, step = Path(path), None
     if path.name.isdigit():
@@ -192,14 +192,26 @@ def read_params(path, ema: str = '') -> dict[str, np.ndarray]:
     workdir = path.parent if path.name == 'checkpoints' else path
     store = Checkpoints(workdir, read_only=True)
     step = store._step(step)
-    keys = store.meta(step)['dtypes']
-    prefix = f'ema/{ema}/params/' if ema else 'params/'
-    if not any(k.startswith(prefix) for k in keys):
-        names = sorted({k.split('/')[1] for k in keys if k.startswith('ema/')})
-        raise CheckpointError(f'{workdir} holds no EMA {ema!r}: choose from {names}, or leave train.init_ema empty')
-    shapes = store._shapes(step)
+    keys, shapes = store.meta(step)['dtypes'], store._shapes(step)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = {k: jax.ShapeDtypeStruct(tuple(shapes[k]), np.dtype(d), sharding=here) for k, d in keys.items()}
+    abstract = {k: jax.ShapeDtypeStruct(tuple(shapes[k]), jnp.dtype(d), sharding=here) for k, d in keys.items()}
     restored = store._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state']
     store.close()
-    return {k.removeprefix(prefix): np.asarray(v) for k, v in restored.items() if k.startswith(prefix)}
+    return {k: np.asarray(v) for k, v in restored.items()}
+
+
+def read_params(path, ema: str = '') -> dict[str, np.ndarray]:
+    """Flat parameters ('unet/conv_in/kernel' -> array) of the newest step, for init_from.
+
+    Args:
+        path: as for `read_leaves`.
+        ema: an EMA's name; empty: the raw parameters.
+
+    Raises:
+        CheckpointError: nothing there, or no such EMA.
+    """
+    leaves, prefix = read_leaves(path), f'ema/{ema}/params/' if ema else 'params/'
+    if not any(k.startswith(prefix) for k in leaves):
+        names = sorted({k.split('/')[1] for k in leaves if k.startswith('ema/')})
+        raise CheckpointError(f'{path} holds no EMA {ema!r}: choose from {names}, or leave train.init_ema empty')
+    return {k.removeprefix(prefix): v for k, v in leaves.items() if k.startswith(prefix)}

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 
 from gen_jax import sampling
@@ -105,12 +106,13 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
         x0, given = batch['image'], condition(batch)
         per_example = denoising_loss(apply(variables.params['unet']), process, parameterisation, simple())
         u = noise.uniform('offset')
-        values, at = [], []
-        for i in range(loss_times):  # stratified: one time in each tenth of [t_min, t_max]
+
+        def one(i):  # stratified: one time in each of loss_times equal parts of [t_min, t_max]
             t = process.t_min + (process.t_max - process.t_min) * (i + u) / loss_times
-            values.append(per_example(x0, t, noise.at(i), given))
-            at.append(t)
-        return {'loss': jnp.stack(values, 1), 't': jnp.stack(at, 1)}
+            return per_example(x0, t, noise.at(i), given), t
+
+        values, at = jax.lax.map(one, jnp.arange(loss_times))
+        return {'loss': values.T, 't': at.T}
 
     def options(steps: int = steps, guidance_scale: float | None = None, spacing: str | None = spacing, **settings):
         unknown = set(settings) - set(traced)
