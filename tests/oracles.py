@@ -1,4 +1,4 @@
-"""Exact diffusion of Gaussian mixtures: what any solver, guidance or likelihood is measured against.
+"""Exact diffusion of Gaussian mixtures, the truth for solvers, guidance and likelihoods; recorded noise.
 
 With x = alpha x0 + sigma eps and x0 ~ sum_k w_k N(m_k, C_k), the noisy density is sum_k w_k N(alpha m_k, S_k) with
 S_k = alpha^2 C_k + sigma^2 I. Each C_k is kept as its eigenvectors and eigenvalues, so that everything is closed form
@@ -13,6 +13,19 @@ import numpy as np
 
 from gen_jax.diffusion.process import expand, level_at
 from gen_jax.types import Denoised
+
+
+class Playback:
+    """Recorded noise [N, B, ...] in place of a `gen_jax.rng.Noise`: step i draws row i, whatever the purpose."""
+
+    def __init__(self, table, i=0):
+        self.table, self.i = table, i
+
+    def at(self, i):
+        return Playback(self.table, i)
+
+    def normal(self, purpose, x):
+        return self.table[self.i]
 
 
 class GaussianMixture(NamedTuple):

@@ -12,6 +12,7 @@ from gen_jax.diffusion import guidance, parameterisation
 from gen_jax.rng import Noise, example_keys
 from gen_jax.sampling import chain, ddim, ddpm, grid, heun, prior, repeat, sample
 from gen_jax.types import Point, Sampler
+from tests.oracles import Playback
 
 TABLE, VP = diffusion.discrete_ddpm(), diffusion.vp()
 B, SHAPE = 8, (3, 3, 1)
@@ -41,6 +42,7 @@ def options(steps=4, scale=2.0, eta=0.7, spacing='leading'):
 
 
 LABEL = jnp.arange(B, dtype=jnp.float32)
+TABLE_OF_NOISE = jnp.asarray(np.random.default_rng(0).standard_normal((10, B, *SHAPE)), jnp.float32)
 
 
 def test_settings_do_not_recompile_and_matter():
@@ -63,8 +65,7 @@ def test_padded_rows_are_skipped(make):
         return DENOISE(x, level, cond)
 
     def run(rows):
-        noise = Noise(keys())
-        return sample(noise, counted, make(), prior(noise, (B, *SHAPE), rows), rows, {'label': LABEL}).x
+        return sample(Playback(TABLE_OF_NOISE), counted, make(), TABLE_OF_NOISE[0], rows, {'label': LABEL}).x
 
     padded = jax.jit(run)(grid(TABLE, 3, max_steps=9))
     jax.effects_barrier()
@@ -106,8 +107,8 @@ def test_bfloat16_start_is_computed_in_float32():
 
 
 def test_trace_and_final_level():
-    rows, noise = grid(TABLE, 3, max_steps=5), Noise(keys())
-    point, xs = sample(noise, DENOISE, ddpm(), prior(noise, (B, *SHAPE), rows), rows, {'label': LABEL},
+    rows = grid(TABLE, 3, max_steps=5)
+    point, xs = sample(Playback(TABLE_OF_NOISE), DENOISE, ddpm(), TABLE_OF_NOISE[0], rows, {'label': LABEL},
                        trace=lambda point: (point.x, point.level.t))
     assert xs[0].shape == (5, B, *SHAPE)
     np.testing.assert_array_equal(xs[1], [333, 0, -1, -1, -1])
@@ -144,16 +145,19 @@ def test_chain_and_repeat():
     still = Sampler(lambda point: (), lambda noise, denoise, point, target, state: (
         Point(point.x, target, point.aux), state))
 
-    def total(sampler):
-        return sample(noise, DENOISE, sampler, x_T, rows, {'label': LABEL}).x
+    @jax.jit
+    def run(noise):
+        # rows 0 and 1 each add the noise of their place in the chain
+        draws = {(i, k): noise.at(i).at(k).normal('jitter', x_T) for i in (0, 1) for k in (0, 1, 2)}
+        samplers = (chain(still, jitter()), repeat(jitter(), 3), chain(ddim()), ddim())
+        return draws, [sample(noise, DENOISE, s, x_T, rows, {'label': LABEL}).x for s in samplers]
 
-    # rows 0 and 1 each add the noise of their place in the chain, and every draw is another one
-    draws = {(i, k): noise.at(i).at(k).normal('jitter', x_T) for i in (0, 1) for k in (0, 1, 2)}
-    np.testing.assert_allclose(total(chain(still, jitter())), draws[0, 1] + draws[1, 1], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(total(repeat(jitter(), 3)), sum(draws.values()), rtol=1e-5, atol=1e-5)
+    draws, (chained, repeated, alone, plain) = run(noise)
+    np.testing.assert_allclose(chained, draws[0, 1] + draws[1, 1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(repeated, sum(draws.values()), rtol=1e-5, atol=1e-5)
     flat = np.stack(list(draws.values())).reshape(6, -1)
     assert np.abs(np.corrcoef(flat) - np.eye(6)).max() < 0.6
-    np.testing.assert_allclose(total(chain(ddim())), total(ddim()), atol=1e-6)
+    np.testing.assert_allclose(alone, plain, atol=1e-6)
     state = chain(jitter(), repeat(jitter(), 2)).init(Point(x_T, None))
     _, state = chain(jitter(), repeat(jitter(), 2)).step(noise, None, Point(x_T, 0.0), 0.0, state)
     assert [int(s) for s in state] == [1, 2]

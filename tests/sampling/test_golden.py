@@ -12,6 +12,7 @@ import pytest
 from gen_jax import diffusion
 from gen_jax.diffusion import guidance, parameterisation
 from gen_jax.sampling import ddim, ddpm, grid, sample
+from tests.oracles import Playback
 
 PREDICTIONS = {'epsilon': parameterisation.eps(), 'sample': parameterisation.x0(), 'v_prediction': parameterisation.v()}
 MAX_STEPS = 50
@@ -27,19 +28,6 @@ def golden():
         for s, rows in zip(golden['settings'], np.split(golden[name], ends[:-1]), strict=True):
             s[name] = rows
     return golden
-
-
-class Playback:
-    """Recorded noise in place of a Noise."""
-
-    def __init__(self, table, i=0):
-        self.table, self.i = table, i
-
-    def at(self, i):
-        return Playback(self.table, i)
-
-    def normal(self, purpose, x):
-        return self.table[self.i]
 
 
 @functools.cache
