@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import io
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -252,7 +253,13 @@ def make(spec: Mapping | str, namespace: str = '', **extra) -> Any:
     unknown = [] if accepted is None else [k for k in kwargs if k not in accepted]
     if unknown:
         raise ConfigError(f'{name} takes no {unknown[0]!r}: {_choices(unknown[0], accepted)}')
-    return function(**kwargs)
+    try:
+        return function(**kwargs)
+    except TypeError as e:  # factories that pass their keywords on
+        wrong = re.search(r"unexpected keyword argument '(\w+)'", str(e))
+        if wrong is None or wrong.group(1) not in kwargs:
+            raise
+        raise ConfigError(f'{name} takes no {wrong.group(1)!r}') from None
 
 
 def _make_siblings(spec: Mapping) -> dict[str, Any]:

@@ -1,5 +1,14 @@
-"""Eight virtual CPU devices for the whole suite; it must be said before JAX starts its backend."""
+"""Eight virtual CPU devices and one compilation cache for the whole suite; said before JAX starts its backend."""
+
+import os
+from pathlib import Path
 
 import jax
 
 jax.config.update('jax_num_cpu_devices', 8)
+
+# Processes that tests start, and the workers of pytest-xdist, share what has been compiled.
+CACHE = Path(os.environ.setdefault('GEN_JAX_CACHE', str(Path(__file__).parent.parent / '.pytest_cache' / 'xla')))
+jax.config.update('jax_compilation_cache_dir', str(CACHE))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+assert jax.device_count() == 8  # starts the backend: later wishes for another number, as the commands have, come too late

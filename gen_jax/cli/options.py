@@ -50,7 +50,7 @@ def prepare_jax(cpu_devices: int = 0, batch_size: int = 0, compile_cache: bool =
         cache = os.environ.get('GEN_JAX_CACHE') or Path(
             os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gen_jax' / 'xla'
         jax.config.update('jax_compilation_cache_dir', str(cache))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def fail(message: str) -> int:

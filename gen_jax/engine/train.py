@@ -155,14 +155,16 @@ def train(run: Run, workdir, stop: Stop | None = None) -> Result:
             contextlib.ExitStack() as stack:
         ema = {k: dict(v) for k, v in config.train.ema.items()}
         runner = make_runner(run.system, config, ema)
+        data = run.open_data(shard_index=jax.process_index(), shard_count=jax.process_count(),
+                             ledger=workdir / 'corrupt.jsonl')
+        stack.callback(data.close)
+        # What can be refused is refused before anything is written.
+        fresh = None if (workdir / 'checkpoints').is_dir() else _initialise(run, ema)
         workdir.mkdir(parents=True, exist_ok=True)
         store = Checkpoints(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every,
                             best_metric=config.checkpoint.best_metric, best_mode=config.checkpoint.best_mode)
         stack.callback(store.close)
-        data = run.open_data(shard_index=jax.process_index(), shard_count=jax.process_count(),
-                             ledger=workdir / 'corrupt.jsonl')
-        stack.callback(data.close)
-        state, start = _start(run, store, runner, data, ema)
+        state, start = _start(run, store, runner, data, ema, fresh)
         if jax.process_index() == 0:
             write_text(workdir / 'config.json', config_lib.to_json(config))
             write_text(workdir / 'versions.json', json.dumps(versions(), indent=1))
@@ -171,7 +173,7 @@ def train(run: Run, workdir, stop: Stop | None = None) -> Result:
         return _loop(run, workdir, store, runner, Predictor(run.system, runner.mesh), data, log, state, start, stop)
 
 
-def _start(run: Run, store: Checkpoints, runner, data, ema):
+def _start(run: Run, store: Checkpoints, runner, data, ema, fresh):
     """(placed state, first step): resume > init_from > scratch."""
     if store.steps():
         target = jax.eval_shape(lambda: init_state(run.system, run.config.seed, numeric(run.example_batch), ema))
@@ -183,7 +185,7 @@ def _start(run: Run, store: Checkpoints, runner, data, ema):
               + ('' if devices == jax.device_count() else f' (it ran on {devices} devices and now on '
                  f'{jax.device_count()}: equal but for rounding, not bit by bit)'))
         return runner.place(state), int(meta['step'])
-    return runner.place(_initialise(run, ema)), 0
+    return runner.place(fresh if fresh is not None else _initialise(run, ema)), 0
 
 
 def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop) -> Result:

@@ -1,0 +1,169 @@
+"""The commands as a user meets them: help at once, pictures and numbers, one clear line for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gen_jax.cli.main import main
+
+TRAIN = ('--config.train.steps=2', '--config.log.every_steps=1', '--config.log.tensorboard=False', '--config.sample.n=10')
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp('run')
+    assert main(['train', '--config', 'digits:debug', '--workdir', str(path), *TRAIN]) == 0
+    return path
+
+
+def test_help_is_useful_and_imports_nothing_heavy():
+    began = time.monotonic()
+    code = ('import sys; from gen_jax.cli.main import main; main(sys.argv[1:]); '
+            'print(sorted(m for m in ("jax", "flax", "sklearn", "grain", "orbax") if m in sys.modules))')
+    for arguments, expected in ((['--help'], 'evaluate'), (['train', '--help'], 'exit codes'),
+                                (['train', '--config', 'digits', '--help'], '--config.train.steps=1200'),
+                                (['sample', '--help'], '--guidance'), (['evaluate', '--help'], '--workdir'),
+                                (['list', '--help'], 'diffusion'), (['list'], 'Class-conditional diffusion')):
+        out = subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True, check=True)
+        assert expected in out.stdout and out.stdout.strip().endswith('[]'), (arguments, out.stdout)
+    assert time.monotonic() - began < 60
+
+
+def test_list_names_what_configs_may_name(capsys):
+    assert main(['list', 'diffusion']) == 0 and 'diffusion.cosine' in capsys.readouterr().out
+    assert main(['list', 'nothing']) == 2 and 'choose from configs' in capsys.readouterr().err
+
+
+def test_sample_writes_png_and_npz(workdir, tmp_path, capsys):
+    base = ['sample', '--workdir', str(workdir), '--steps', '3', '--guidance', '2', '--seed', '5']
+    assert main([*base, '--labels', '3,1', '--n', '4', '--out', str(tmp_path / 'a')]) == 0
+    a = np.load(tmp_path / 'a.npz')
+    assert a['image'].shape == (4, 8, 8, 1) and a['image'].dtype == np.uint8 and list(a['label']) == [3, 1, 3, 1]
+    assert (tmp_path / 'a.png').read_bytes()[:4] == b'\x89PNG' and '4 pictures of step 2' in capsys.readouterr().out
+    # Image k depends on the seed and k, not on how many are drawn at once.
+    assert main([*base, '--labels', '3,1', '--n', '2', '--batch-size', '1', '--out', str(tmp_path / 'b')]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / 'b.npz')['image'].astype(int), a['image'][:2].astype(int), atol=1)
+    assert main([*base[:-1], '6', '--labels', '3,1', '--n', '2', '--out', str(tmp_path / 'c')]) == 0
+    assert np.abs(np.load(tmp_path / 'c.npz')['image'].astype(int) - a['image'][:2]).max() > 10
+    assert not list(tmp_path.glob('.*'))
+
+
+def test_load_gives_the_same_from_python(workdir, tmp_path):
+    import gen_jax
+    main(['sample', '--workdir', str(workdir), '--steps', '3', '--labels', '7', '--out', str(tmp_path / 'a')])
+    loaded = gen_jax.load(workdir)
+    out = loaded.sample(labels=7, steps=3)
+    np.testing.assert_array_equal(out['image'], np.load(tmp_path / 'a.npz')['image'])
+    losses = loaded.predict('losses', {'image': out['image'], 'label': out['label']})
+    assert losses['loss'].shape[0] == 1 and np.isfinite(losses['loss']).all()
+
+
+def test_changing_settings_does_not_recompile(workdir):
+    """Through the public predict, with the system rebuilt: steps, scale, eta and seed are traced."""
+    import gen_jax
+    gen_jax.load(workdir).sample(4, steps=2, guidance_scale=1.5, eta=0.0)
+    predictor = gen_jax.load(workdir).predictor
+    before = predictor._jitted['generate']._cache_size()
+    for settings in ({'steps': 4, 'guidance_scale': 3.0, 'eta': 0.0}, {'steps': 3, 'guidance_scale': 7.0, 'eta': 1.0}):
+        gen_jax.load(workdir).sample(4, seed=settings['steps'], **settings)
+    assert gen_jax.load(workdir).predictor is predictor
+    assert predictor._jitted['generate']._cache_size() == before
+    gen_jax.load(workdir).sample(4, steps=2, eta=0.0, guidance_scale=None)
+    assert predictor._jitted['generate']._cache_size() == before + 1, 'no guidance is another, undoubled program'
+
+
+def test_evaluate_writes_json(workdir, tmp_path):
+    out = tmp_path / 'scores.json'
+    assert main(['evaluate', '--workdir', str(workdir), '--only', 'guided', '--out', str(out)]) == 0
+    scores = json.loads(out.read_text())
+    assert scores['step'] == 2 and 0 <= scores['guided']['accuracy'] <= 1 and scores['guided']['frechet'] > 5
+
+
+def test_workdir_tells_what_made_it(workdir):
+    versions = json.loads((workdir / 'versions.json').read_text())
+    assert versions['jax'] and 'git' in versions and json.loads((workdir / 'config.json').read_text())['data']
+    with open(workdir / 'metrics.jsonl') as log:
+        records = [json.loads(line) for line in log]
+    assert any('denoise/loss' in r for r in records) and any('heldout/loss_t_0_0.1' in r for r in records)
+
+
+BAD = {
+    'unknown key': (['--config', 'digits:debug', '--config.train.stepz=3'], 'did you mean config.train.steps'),
+    'wrong type': (['--config', 'digits:debug', '--config.train.steps=many'], 'train.steps=many'),
+    'missing config': (['--config', 'nothing_like_it'], "no config 'nothing_like_it': choose from"),
+    'missing file': (['--config', 'gone.py'], "no file 'gone.py'"),
+    'batch and devices': (['--config', 'digits:debug', '--config.data.batch_size=13'], 'not divisible by 8 devices'),
+    'pmap': (['--config', 'digits:debug', '--parallel', 'pmap', '--config.data.batch_size=12'], 'parallel=pmap.*use 8 or'),
+    'groups': (['--config', 'digits:debug', '--config.system.network.norm_num_groups=3'], 'unknown config key'),
+    'image size': (['--config', 'digits:debug', '--config.data.options.image_size=16'], 'unknown config key'),
+    'no workdir': ([], 'needs --config NAME and --workdir DIR'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_one_message_and_leaves_nothing(case, tmp_path, capsys):
+    import re
+    arguments, message = BAD[case]
+    assert main(['train', *arguments, *(['--workdir', str(tmp_path / 'w')] if arguments else [])]) == 2
+    err = capsys.readouterr().err.strip()
+    assert re.search(message, err, re.S) and 'Traceback' not in err, err
+    assert not (tmp_path / 'w').exists()
+
+
+def config_file(tmp_path, body):
+    path = tmp_path / 'mine.py'
+    path.write_text('from gen_jax.config import load_config\n\n\ndef get_config(arg=""):\n'
+                    '    c = load_config("digits:debug")\n    c.unlock()\n'
+                    + ''.join(f'    {line}\n' for line in body) + '    return c\n')
+    return str(path)
+
+
+@pytest.mark.parametrize('body, message', [
+    (['c.system.network.norm_num_groups = 3'], 'norm_num_groups'),
+    (['c.system.network.block_out_channels = (8, 8, 8, 8, 8)',
+      'c.system.network.down_block_types = ("DownBlock2D",) * 5',
+      'c.system.network.up_block_types = ("UpBlock2D",) * 5'], 'divisible'),
+    (['c.data.options = {"image_size": 16}'], r'images of shape \(16, 16, 1\)'),
+    (['c.system.network.colour = 3'], "takes no 'colour'"),
+    (['c.data.source = "folder:/nonexistent/pictures"'], '/nonexistent/pictures'),
+    (['c.train.ema = {"slow": {"decay": 0.9, "params": ("vae",)}}'], "averages 'vae'"),
+    (['c.train.init_from = "/nonexistent/run"'], 'there is no checkpoint'),
+])
+def test_systems_that_cannot_be_built(body, message, tmp_path, capsys):
+    import re
+    assert main(['train', '--config', config_file(tmp_path, body), '--workdir', str(tmp_path / 'w')]) == 2
+    err = capsys.readouterr().err.strip()
+    assert re.search(message, err) and not (tmp_path / 'w').exists(), err
+
+
+def test_runs_without_checkpoint_and_bad_settings(workdir, tmp_path, capsys):
+    for command in ('sample', 'evaluate'):
+        assert main([command, '--workdir', str(tmp_path)]) == 2
+        assert 'train first, or check --workdir' in capsys.readouterr().err
+    base = ['sample', '--workdir', str(workdir), '--out', str(tmp_path / 'x')]
+    for extra, message in ((['--labels', '12'], 'classes 0 to 9'), (['--steps', '0'], 'steps'),
+                           (['--steps', '5000'], '1000'), (['--solver', 'magic'], 'choose from'),
+                           (['--eta', '2'], 'eta'), (['--n', '0'], 'at least 1'), (['--guidance', 'lots'], 'number'),
+                           (['--ema', 'fast'], "no EMA 'fast'"), (['--step', '9'], 'the steps are')):
+        assert main([*base, *extra]) == 2, extra
+        assert message in capsys.readouterr().err, extra
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_of_another_config(workdir, capsys):
+    assert main(['train', '--config', 'digits:debug', '--workdir', str(workdir), '--config.optim.lr=1.0']) == 2
+    assert 'optim.lr: 0.001 there, 1.0 now' in capsys.readouterr().err
+    # The same run again has nothing left to do, and says so.
+    assert main(['train', '--config', 'digits:debug', '--workdir', str(workdir), *TRAIN]) == 0
+    assert 'finished at step 2' in capsys.readouterr().out
+
+
+def test_module_runs_as_a_program():
+    out = subprocess.run([sys.executable, '-m', 'gen_jax.cli.main', 'nope'], capture_output=True, text=True,
+                         env={**os.environ})
+    assert out.returncode == 2 and 'unknown command' in out.stderr

@@ -1,0 +1,106 @@
+"""Every config, shrunk: it trains, stops, resumes to the same bits, and its predictions run."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from gen_jax.build import build, load
+from gen_jax.config import ConfigError, apply_overrides, config_names, load_config
+from gen_jax.engine.checkpoint import read_leaves
+from gen_jax.engine.evaluate import numeric
+from gen_jax.engine.signals import Stop
+from gen_jax.engine.train import train
+from gen_jax.engine.update import init_state, make_update
+from gen_jax.engine.writers import read_jsonl, without_wall_clock
+
+QUIET = ('--config.train.steps=2', '--config.log.every_steps=1', '--config.log.tensorboard=False',
+         '--config.optim.warmup_steps=1', '--config.checkpoint.every_steps=10')
+
+
+def small(name, *overrides):
+    return apply_overrides(load_config(f'{name}:debug'), [*QUIET, *overrides])
+
+
+@pytest.mark.parametrize('name', sorted(config_names()))
+def test_two_steps_equal_one_and_one_more(name, tmp_path):
+    config = small(name)
+    run = build(config)
+    straight = train(run, tmp_path / 'straight', stop=Stop())
+    assert straight.step == 2 and straight.exit_code == 0
+    stopped = Stop()
+    stopped.request('wall time')
+    first = train(run, tmp_path / 'resumed', stop=stopped)
+    assert first.step == 1 and first.exit_code == 75
+    second = train(run, tmp_path / 'resumed', stop=Stop())
+    assert second.step == 2
+    chex.assert_trees_all_equal(read_leaves(tmp_path / 'straight'), read_leaves(tmp_path / 'resumed'))
+    logs = [[without_wall_clock(r) for r in read_jsonl(tmp_path / k / 'metrics.jsonl')] for k in ('straight', 'resumed')]
+    assert logs[0] == logs[1] and {r['step'] for r in logs[0]} == {1, 2}
+    loaded = load(tmp_path / 'straight')
+    assert loaded.step == 2
+    if config.sample.predict:
+        assert list((tmp_path / 'straight' / 'samples').glob('*.png'))
+        images = loaded.sample(5)['image']
+        assert images.dtype == np.uint8 and images.shape[0] == 5 and len(np.unique(images)) > 2
+
+
+@pytest.mark.parametrize('name', sorted(config_names()))
+def test_full_size_configs_build(name):
+    """The config that users run, not its debug variant: it is complete, and its parameters can be counted."""
+    run = build(load_config(name))
+    state = jax.eval_shape(lambda: init_state(run.system, 0, numeric(run.example_batch), dict(run.config.train.ema)))
+    assert sum(x.size for x in jax.tree.leaves(state.params)) > 10_000
+    assert run.config.train.steps >= 500 and (load_config(name).evaluate or load_config(name).sample.predict)
+
+
+def test_pmap_and_accumulation_equal_jit():
+    """The same batch and noise through jit over eight devices, pmap over eight, and two micro-batches."""
+    from gen_jax.engine.parallel import make_runner
+    params, losses = [], []
+    for overrides in ((), ('--config.train.parallel=pmap',), ('--config.train.accumulate=2',)):
+        run = build(small('digits', *overrides))
+        runner = make_runner(run.system, run.config, {})
+        state = runner.place(init_state(run.system, run.config.seed, numeric(run.example_batch), {}))
+        state, metrics = runner.update(state, runner.put(numeric(run.example_batch)))
+        params.append(jax.device_get(runner.fetch(state).params))
+        losses.append(float(metrics['denoise/loss']))
+    np.testing.assert_allclose(losses[1:], losses[0], rtol=2e-6)
+    for other in params[1:]:  # Adam's first step has the size of the learning rate whatever the gradient
+        chex.assert_trees_all_close(other, params[0], atol=2e-5)
+
+
+def test_bfloat16_compute_keeps_float32_parameters():
+    run = build(small('digits', '--config.train.precision=bfloat16'))
+    state = init_state(run.system, 0, numeric(run.example_batch), {})
+    new, metrics = jax.jit(make_update(run.system, seed=0))(state, numeric(run.example_batch))
+    chex.assert_trees_all_equal_dtypes(new.params, state.params)
+    exact = build(small('digits'))
+    _, reference = jax.jit(make_update(exact.system, seed=0))(state, numeric(run.example_batch))
+    assert metrics['denoise/loss'] != reference['denoise/loss']
+    np.testing.assert_allclose(metrics['denoise/loss'], reference['denoise/loss'], rtol=0.03)
+
+
+def test_another_config_is_refused_and_allowed_changes_are_not(tmp_path):
+    from gen_jax.engine.train import WorkdirError, check_workdir
+    from gen_jax.config import to_json
+    (tmp_path / 'config.json').write_text(to_json(small('digits')))
+    check_workdir(tmp_path, small('digits', '--config.train.steps=9', '--config.log.every_steps=3'))
+    with pytest.raises(WorkdirError, match=r'another config.*\n  optim.lr: 0.001 there, 0.5 now\n.*another --workdir'):
+        check_workdir(tmp_path, small('digits', '--config.optim.lr=0.5'))
+
+
+def test_choices_in_messages():
+    for override, message in (('--config.system.process.name=diffusion.cosin', 'did you mean cosine'),
+                              ('--config.system.solver=dim', 'choose from ddpm, ddim'),
+                              ('--config.data.source=digit', 'digits'),
+                              ('--config.train.precision=float8', 'float32, bfloat16'),
+                              ('--config.sample.predict=draw', "the system has .'generate', 'losses'.")):
+        with pytest.raises(ValueError, match=message):
+            build(small('digits', override))
+    with pytest.raises(ConfigError, match='did you mean digits'):
+        load_config('digit')
+    with pytest.raises(ConfigError, match='no file'):
+        load_config('nowhere.py')
+    with pytest.raises(ConfigError, match="argument 'sie=3'"):
+        load_config('digits:sie=3')
