@@ -2,5 +2,7 @@
 
 from gen_jax.systems.clip import clip
 from gen_jax.systems.diffusion import diffusion
+from gen_jax.systems.gan import gan
+from gen_jax.systems.vae import vae
 
-__all__ = ['clip', 'diffusion']
+__all__ = ['clip', 'diffusion', 'gan', 'vae']

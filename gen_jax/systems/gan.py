@@ -38,9 +38,10 @@ def gan(
         per_example: True only if neither network lets examples meet (no batch norm).
 
     Returns:
-        A System with parameters, objectives and optimizers 'generator' and 'discriminator'. `extra['batch_stats']` holds the running statistics
-        of both by the same names; each is updated once a step, by the objective that trains its network, and the
-        other objective's passes leave it alone. Predict functions:
+        A System with parameters, objectives and optimizers 'generator' and 'discriminator'. `extra['batch_stats']`
+        holds the running statistics of both by the same names; each is updated by the objective that trains its
+        network, once for every batch of images shown to it, and the other objective's passes leave it alone. Predict
+        functions:
 
         * generate: 'image' in [-1, 1], in evaluation mode. Options: temperature (standard deviation of z).
         * discriminate: 'logits' of the batch's images, in evaluation mode.
@@ -87,8 +88,8 @@ def gan(
         value = discriminator_loss(real_logits, fake_logits, loss, label_smoothing).mean()
         metrics = {'real_logits': real_logits.mean(), 'fake_logits': fake_logits.mean()}
         if r1:
-            penalty = r1_penalty(
-                lambda x: train_apply(discriminator, params['discriminator'], stats['discriminator'], x)[0], real).mean()
+            own = params['discriminator'], stats['discriminator']
+            penalty = r1_penalty(lambda x: train_apply(discriminator, *own, x)[0], real).mean()
             value, metrics['r1'] = value + 0.5 * r1 * penalty, penalty
         return value, (metrics, {'batch_stats': {**stats, 'discriminator': new}})
 

@@ -42,7 +42,8 @@ def vae(network, levels: int = 17, beta: float = 1.0, warmup_steps: int = 0) -> 
             arXiv:1511.06349), which keeps latent dimensions from being switched off early.
 
     Returns:
-        A System with parameters 'vae', objective 'elbo', optimizer 'vae' and these predict functions (images in [-1, 1]):
+        A System with parameters 'vae', objective 'elbo', optimizer 'vae' and these predict functions (images in
+        [-1, 1]):
 
         * generate: prior samples; 'image' is the decoded location, 'sample' a draw of the pixels. Options:
           temperature (standard deviation of z).
