@@ -12,8 +12,8 @@ from gen_jax.rng import Noise, example_keys, purpose_id
 from gen_jax.systems.gan import gan
 from gen_jax.types import Variables
 
-G, D = DCGANGenerator(8, 4, 1, 3, 'subpixel'), DCGANDiscriminator(8, 4, 1)
-BATCH = {'image': np.random.RandomState(0).uniform(-1, 1, (8, 8, 8, 1)).astype(np.float32)}
+G, D = DCGANGenerator(16, 4, 1, 3, 'subpixel'), DCGANDiscriminator(16, 4, 1)  # the least size with a norm in both
+BATCH = {'image': np.random.RandomState(0).uniform(-1, 1, (8, 16, 16, 1)).astype(np.float32)}
 LR = {'generator': 0.5, 'discriminator': 0.25}
 
 
@@ -120,7 +120,7 @@ def test_predicts(stepped):
     p, variables = system.predict['generate'], Variables(new.params, new.extra)
     run = jax.jit(p.run)
     image = run(variables, example_keys(1, np.arange(6)), {}, p.options())['image']
-    assert image.shape == (6, 8, 8, 1) and np.abs(image).max() <= 1
+    assert image.shape == (6, 16, 16, 1) and np.abs(image).max() <= 1
     np.testing.assert_allclose(run(variables, example_keys(1, np.arange(2)), {}, p.options())['image'], image[:2],
                                atol=1e-6)
     cold = run(variables, example_keys(1, np.arange(6)), {}, p.options(temperature=0.0))['image']
@@ -157,5 +157,5 @@ def test_bad_input():
                             ({'every': 0}, r'every \(0')):
         with pytest.raises(ValueError, match=message):
             make(**kwargs)
-    with pytest.raises(ValueError, match=r'images of shape \(8, 8, 1\), the data has \(16, 16, 1\)'):
-        make().init(jax.random.key(0), {'image': np.zeros((2, 16, 16, 1), np.float32)})
+    with pytest.raises(ValueError, match=r'images of shape \(16, 16, 1\), the data has \(8, 8, 1\)'):
+        make().init(jax.random.key(0), {'image': np.zeros((2, 8, 8, 1), np.float32)})
