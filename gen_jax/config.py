@@ -216,14 +216,21 @@ def _argv(argv):
 
 
 def lookup(name: str) -> Any:
-    """'namespace.thing' -> the public `thing` of `gen_jax.namespace`.
+    """'namespace.thing' -> the public `thing` of `gen_jax.namespace`; 'package.module:thing' -> anything importable.
 
     Raises:
         ConfigError: with the nearest names and the choices.
     """
+    if ':' in name:
+        module, _, attribute = name.partition(':')
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as e:
+            raise ConfigError(f'name {name!r}: {e}') from None
     namespace, _, attribute = name.rpartition('.')
     if namespace not in NAMESPACES:
-        raise ConfigError(f'name {name!r}: expected one of ' + ', '.join(f'{n}.*' for n in NAMESPACES))
+        raise ConfigError(f'name {name!r}: expected one of ' + ', '.join(f'{n}.*' for n in NAMESPACES)
+                          + ", or 'your.module:thing'")
     module = importlib.import_module(f'gen_jax.{namespace}')
     if attribute not in module.__all__:
         raise ConfigError(f'there is no {name!r}: {_choices(attribute, module.__all__)}')
@@ -245,7 +252,7 @@ def make(spec: Mapping | str, namespace: str = '', **extra) -> Any:
     name = spec.pop('name', None)
     if not name:
         raise ConfigError(f'a spec needs a name: {spec}')
-    name = name if '.' in name or not namespace else f'{namespace}.{name}'
+    name = name if '.' in name or ':' in name or not namespace else f'{namespace}.{name}'
     function = lookup(name)
     kwargs = _make_siblings(spec)
     kwargs.update(extra)
@@ -277,7 +284,7 @@ def _make_siblings(spec: Mapping) -> dict[str, Any]:
 
 def _is_spec(value) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get('name'), str) \
-        and value['name'].rpartition('.')[0] in NAMESPACES
+        and (value['name'].rpartition('.')[0] in NAMESPACES or ':' in value['name'])
 
 
 def _make_nested(value):
