@@ -17,7 +17,7 @@ from gen_jax.data import pipeline
 from gen_jax.data.sources import open_source
 from gen_jax.engine.checkpoint import CheckpointError, Checkpoints
 from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, numeric
-from gen_jax.engine.optim import make_optimizer
+from gen_jax.engine.optim import make_optimizer, make_schedule
 from gen_jax.engine.sharding import make_mesh
 from gen_jax.engine.train import Run
 from gen_jax.engine.update import init_state, variables_of
@@ -143,7 +143,8 @@ def make_evaluator(config, name: str, spec: Mapping) -> Evaluator:
     def batches():
         source, transforms = open_split(split_config, s['split'])
         if s['on'] == 'labels':
-            return _label_batches(s['n'], min(s['batch_size'], s['n']), source.info.get('num_classes') or 0, s['labels'])
+            classes = source.info.get('num_classes') or 0
+            return _label_batches(s['n'], min(s['batch_size'], s['n']), classes, s['labels'])
         size = min(s['batch_size'], len(source))
         return pipeline.eval_batches(source, batch_size=size, transforms=transforms, limit=s['n'])
 
@@ -193,7 +194,14 @@ def build(config) -> Run:
         if sampler.predict not in system.predict:
             raise ConfigError(f'sample.predict {sampler.predict!r}: the system has {sorted(system.predict)}; '
                               'leave it empty for no pictures')
-    return Run(config, system, open_data, fingerprint_lib.check_fingerprint, example, evaluators, sampler)
+    optim = _tuples(_plain(config.optim))
+    schedules = {}
+    for name in system.optimizers:
+        s = {**optim, **optim['per'].get(name, {})}
+        schedules[name] = make_schedule(s['schedule'], s['lr'], config.train.steps, s['warmup_steps'])
+    info = json.loads(json.dumps({k: source.info.get(k) for k in ('num_classes', 'label_names', 'image_shape')}))
+    return Run(config, system, open_data, fingerprint_lib.check_fingerprint, example, evaluators, sampler, schedules,
+               info)
 
 
 @functools.lru_cache(maxsize=8)
@@ -237,8 +245,8 @@ class Loaded(NamedTuple):
         predict = self.config.sample.predict
         options = self.predictor.options(predict, settings)
         images, used = [], []
-        for out, batch in self.predictor.stream(predict, self.variables, seed=seed, options=options,
-                                                batches=_label_batches(n, min(batch_size, n), self.num_classes, labels)):
+        batches = _label_batches(n, min(batch_size, n), self.num_classes, labels)
+        for out, batch in self.predictor.stream(predict, self.variables, seed=seed, batches=batches, options=options):
             images.append(np.asarray(to_uint8(out['image']))[batch['valid']])
             used.append(batch['label'][batch['valid']])
         return {'image': np.concatenate(images), 'label': np.concatenate(used)}
@@ -257,7 +265,7 @@ class Loaded(NamedTuple):
 
 
 def load(workdir, step: int | None = None, ema: str | None = None, overrides=()) -> Loaded:
-    """Reads a trained run: its config and its newest (or the given) checkpoint.
+    """Reads a trained run: its config and its newest (or the given) checkpoint. The data need not be there.
 
     Args:
         ema: an EMA's name; None takes config.sample.ema or the first; '' the raw parameters.
@@ -276,18 +284,18 @@ def load(workdir, step: int | None = None, ema: str | None = None, overrides=())
     config.lock()
     config = config_lib.apply_overrides(config, overrides)
     predictor = predictor_for(config)
-    source, transforms = open_split(config, config.data.train_split, train=True)
-    with pipeline.train_iterator(source, batch_size=1, seed=0, transforms=transforms, num_threads=0) as data:
-        example = numeric(data.batch(0))
-    averages = {k: dict(v) for k, v in config.train.ema.items()}
-    target = jax.eval_shape(lambda: init_state(make_system(config), config.seed, example, averages))
     store = Checkpoints(workdir, read_only=True)
+    meta = store.meta(step)
+    example = {k: jax.ShapeDtypeStruct(tuple(shape), dtype) for k, (shape, dtype) in meta['example'].items()}
+    averages = {k: dict(v) for k, v in config.train.ema.items()}
+    target = jax.eval_shape(lambda batch: init_state(make_system(config), config.seed, batch, averages), example)
     state, meta = store.restore(target, step=step)
     store.close()
     state = TrainState(*state)
     if ema is None:
         ema = config.sample.ema if config.sample.ema is not None else next(iter(averages), '')
-    return Loaded(config, int(meta['step']), variables_of(state, ema), predictor, source.info.get('num_classes') or 0)
+    return Loaded(config, int(meta['step']), variables_of(state, ema), predictor,
+                  meta['info'].get('num_classes') or 0)
 
 
 def describe(config) -> str:

@@ -74,7 +74,7 @@ def base_config() -> ConfigDict:
     })
     c.checkpoint = ConfigDict({'every_steps': 500, 'keep_last': 2, 'keep_every': placeholder(int),
                                'best_metric': '', 'best_mode': 'min'})
-    c.log = ConfigDict({'every_steps': 50, 'tensorboard': True, 'wandb': False, 'profile_steps': ()})
+    c.log = ConfigDict({'every_steps': 50, 'tensorboard': True, 'wandb': False})
     c.sample = ConfigDict({
         'predict': 'generate', 'every_steps': placeholder(int),  # None: only at the end
         'n': 100, 'columns': 10, 'seed': 0, 'ema': placeholder(str),  # None: the first EMA, or raw parameters
@@ -150,7 +150,8 @@ def load_config(spec: str) -> ConfigDict:
     path = Path(name) if name.endswith('.py') else config_names().get(name)
     if path is None or not path.is_file():
         kind = 'file' if name.endswith('.py') else 'config'
-        raise ConfigError(f'there is no {kind} {name!r}: {_choices(name, config_names())}, or give a path to a .py file')
+        raise ConfigError(f'there is no {kind} {name!r}: {_choices(name, config_names())}, or give a path to a .py '
+                          'file')
     module_spec = importlib.util.spec_from_file_location(f'gen_jax_config_{path.stem}', path)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)

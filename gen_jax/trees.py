@@ -1,6 +1,7 @@
 """Parameter trees by path: masks and rules by regex, where every leaf must match.
 
-A leaf's path is its keys joined by '/', sub-module names keeping their dots: 'unet/down_blocks.0/resnets.0/conv1/kernel'.
+A leaf's path is its keys joined by '/', sub-module names keeping their dots:
+'unet/down_blocks.0/resnets.0/conv1/kernel'.
 """
 
 import re

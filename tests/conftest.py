@@ -11,4 +11,5 @@ jax.config.update('jax_num_cpu_devices', 8)
 CACHE = Path(os.environ.setdefault('GEN_JAX_CACHE', str(Path(__file__).parent.parent / '.pytest_cache' / 'xla')))
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-assert jax.device_count() == 8  # starts the backend: later wishes for another number, as the commands have, come too late
+# This starts the backend: later wishes for another number of devices, as the commands have, come too late.
+assert jax.device_count() == 8

@@ -11,7 +11,8 @@ import pytest
 
 from gen_jax.cli.main import main
 
-TRAIN = ('--config.train.steps=2', '--config.log.every_steps=1', '--config.log.tensorboard=False', '--config.sample.n=10')
+TRAIN = ('--config.train.steps=2', '--config.log.every_steps=1', '--config.log.tensorboard=False',
+         '--config.sample.n=10')
 
 
 @pytest.fixture(scope='module')
@@ -98,7 +99,8 @@ BAD = {
     'missing config': (['--config', 'nothing_like_it'], "no config 'nothing_like_it': choose from"),
     'missing file': (['--config', 'gone.py'], "no file 'gone.py'"),
     'batch and devices': (['--config', 'digits:debug', '--config.data.batch_size=13'], 'not divisible by 8 devices'),
-    'pmap': (['--config', 'digits:debug', '--parallel', 'pmap', '--config.data.batch_size=12'], 'parallel=pmap.*use 8 or'),
+    'pmap': (['--config', 'digits:debug', '--parallel', 'pmap', '--config.data.batch_size=12'],
+             'parallel=pmap.*use 8 or'),
     'groups': (['--config', 'digits:debug', '--config.system.network.norm_num_groups=3'], 'unknown config key'),
     'image size': (['--config', 'digits:debug', '--config.data.options.image_size=16'], 'unknown config key'),
     'no workdir': ([], 'needs --config NAME and --workdir DIR'),

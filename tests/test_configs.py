@@ -35,7 +35,8 @@ def test_two_steps_equal_one_and_one_more(name, tmp_path):
     second = train(run, tmp_path / 'resumed', stop=Stop())
     assert second.step == 2
     chex.assert_trees_all_equal(read_leaves(tmp_path / 'straight'), read_leaves(tmp_path / 'resumed'))
-    logs = [[without_wall_clock(r) for r in read_jsonl(tmp_path / k / 'metrics.jsonl')] for k in ('straight', 'resumed')]
+    logs = [[without_wall_clock(r) for r in read_jsonl(tmp_path / k / 'metrics.jsonl')]
+            for k in ('straight', 'resumed')]
     assert logs[0] == logs[1] and {r['step'] for r in logs[0]} == {1, 2}
     loaded = load(tmp_path / 'straight')
     assert loaded.step == 2
@@ -82,8 +83,8 @@ def test_bfloat16_compute_keeps_float32_parameters():
 
 
 def test_another_config_is_refused_and_allowed_changes_are_not(tmp_path):
-    from gen_jax.engine.train import WorkdirError, check_workdir
     from gen_jax.config import to_json
+    from gen_jax.engine.train import WorkdirError, check_workdir
     (tmp_path / 'config.json').write_text(to_json(small('digits')))
     check_workdir(tmp_path, small('digits', '--config.train.steps=9', '--config.log.every_steps=3'))
     with pytest.raises(WorkdirError, match=r'another config.*\n  optim.lr: 0.001 there, 0.5 now\n.*another --workdir'):

@@ -22,7 +22,8 @@ def run(argv) -> int:
     import importlib
     for name in sorted(importlib.import_module(f'gen_jax.{args.kind}').__all__):
         thing = getattr(importlib.import_module(f'gen_jax.{args.kind}'), name)
-        print(f'{args.kind}.{name:28}{((thing.__doc__ or "") if callable(thing) else "").strip().partition(chr(10))[0]}')
+        text = (thing.__doc__ or '').strip() if callable(thing) else str(thing)
+        print(f'{args.kind}.{name:28}{text.splitlines()[0] if text else ""}')
     return 0
 
 

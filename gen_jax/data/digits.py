@@ -20,7 +20,7 @@ def _load():
     # Read where it lies: importing scikit-learn takes seconds, and every program that trains on digits would wait.
     found = importlib.util.find_spec('sklearn')
     if found is None:
-        raise ModuleNotFoundError('data.source=digits reads the digits that scikit-learn ships: pip install scikit-learn')
+        raise ModuleNotFoundError('data.source=digits reads what scikit-learn ships: pip install scikit-learn')
     path = Path(found.submodule_search_locations[0]) / 'datasets' / 'data' / 'digits.csv.gz'
     table = np.loadtxt(path, delimiter=',', dtype=np.int64)
     order = np.random.default_rng(0).permutation(len(table))

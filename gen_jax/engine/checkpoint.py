@@ -1,7 +1,7 @@
 """The one checkpoint path: Orbax's CheckpointManager (v0, Composite items) behind a small class.
 
 A step holds `state` (the whole TrainState, every EMA included) and `meta` (JSON: data position and fingerprint,
-config, versions, leaf dtypes). Saves are asynchronous and atomic: a killed save leaves a temporary folder, never a step.
+config, versions, leaf dtypes). Saves are asynchronous and atomic: a killed one leaves a temporary folder, never a step.
 """
 
 import json

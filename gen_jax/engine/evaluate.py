@@ -21,7 +21,8 @@ __all__ = ['Predictor', 'Evaluator', 'evaluate', 'numeric']
 
 def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The entries that a device can hold (captions and other text stay on the host)."""
-    return {k: v for k, v in batch.items() if np.asarray(v).dtype.kind in 'biuf'}
+    arrays = {k: np.asarray(v) for k, v in batch.items()}
+    return {k: v for k, v in arrays.items() if v.dtype.kind in 'biuf'}
 
 
 class Predictor:
@@ -91,7 +92,7 @@ class Evaluator(NamedTuple):
     seed: int
     ema: str | None
     every_steps: int | None
-    """During training: every so many steps and at the end; None: at the end only; 0: never (gen-jax evaluate does it)."""
+    """In training: every so many steps and at the end; None: at the end only; 0: never (gen-jax evaluate does it)."""
 
 
 def evaluate(evaluator: Evaluator, predictor: Predictor, variables: Variables) -> dict[str, float]:

@@ -5,6 +5,7 @@ checkpoint, so a restart truncates the logs to the restored step and goes on as 
 """
 
 import contextlib
+import functools
 import json
 import platform
 import subprocess
@@ -19,7 +20,7 @@ import numpy as np
 
 from gen_jax import config as config_lib
 from gen_jax import trees
-from gen_jax.engine import sharding, writers
+from gen_jax.engine import writers
 from gen_jax.engine.checkpoint import Checkpoints, read_params
 from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, numeric
 from gen_jax.engine.files import write_text
@@ -54,6 +55,10 @@ class Run(NamedTuple):
     evaluators: Mapping[str, Evaluator]
     sampler: Evaluator | None = None
     """Draws the sample grid (its metrics are empty)."""
+    schedules: Mapping[str, Callable[[int], Any]] = {}
+    """Learning rate by step for each optimizer, for the log."""
+    info: Mapping[str, Any] = {}
+    """Of the source, for the checkpoint: num_classes, label_names ..."""
 
 
 class Result(NamedTuple):
@@ -84,6 +89,7 @@ def check_workdir(workdir, config) -> None:
                            'on resume):\n' + '\n'.join(lines) + '\nuse another --workdir, or the old values')
 
 
+@functools.lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Versions, platform and git revision, for the record."""
     from importlib import metadata
@@ -100,6 +106,11 @@ def versions() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         out['git'] = 'unknown'
     return out
+
+
+def describe_batch(batch: Mapping) -> dict[str, list]:
+    """Shapes and dtypes of a batch, so that a checkpoint can be used where its data are not."""
+    return {k: [list(v.shape), str(v.dtype)] for k, v in numeric(batch).items()}
 
 
 def _open_writers(workdir: Path, config, resumed: int | None):
@@ -222,7 +233,9 @@ def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop)
             marked = now, at
             if data.corrupt_count:
                 values['data/corrupt'] = data.corrupt_count
-            log.write(at, {**values, 'steps_per_second': rate, 'images_per_second': rate * config.data.batch_size})
+            rates = {f'{k}/lr': float(schedule(at - 1)) for k, schedule in run.schedules.items()}
+            log.write(at, {**values, **rates, 'steps_per_second': rate,
+                           'images_per_second': rate * config.data.batch_size})
             latest.update(values)
         if line:
             line.update(at, {k: v for k, v in values.items() if k.endswith('loss')})
@@ -232,6 +245,7 @@ def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop)
         log.flush()
         store.save(at, runner.fetch(state), {
             'data': data.get_state(), 'data_fingerprint': data.fingerprint, 'devices': jax.device_count(),
+            'example': describe_batch(run.example_batch), 'info': dict(run.info),
             'config': json.loads(config_lib.to_json(config)), 'versions': versions()}, metrics=latest, wait=wait)
         last_save = at
 
@@ -257,7 +271,8 @@ def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop)
                 note(f'step {step}: ' + '  '.join(f'{k} {v:.4g}' for k, v in results.items() if isinstance(v, float)))
         if run.sampler and (_due(step, run.sampler.every_steps) or (end and run.sampler.every_steps != 0)):
             settle()
-            log.images(step, {'samples': sample_grid(run, predictor, variables_of(runner.fetch(state), run.sampler.ema))})
+            picture = sample_grid(run, predictor, variables_of(runner.fetch(state), run.sampler.ema))
+            log.images(step, {'samples': picture})
         if _due(step, config.checkpoint.every_steps) or end:
             settle()
             save(step)

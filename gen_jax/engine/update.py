@@ -9,7 +9,7 @@ import optax
 
 from gen_jax import trees
 from gen_jax.rng import Noise, example_keys, purpose_id
-from gen_jax.types import Objective, PyTree, System, TrainState, Variables
+from gen_jax.types import Objective, System, TrainState, Variables
 
 __all__ = ['init_state', 'make_update', 'variables_of', 'prepare']
 

@@ -64,8 +64,8 @@ def test_another_model_is_refused_by_name(tmp_path, states):
     store = Checkpoints(tmp_path)
     store.save(1, states[1], {}, wait=True)
     other = states[1]._replace(params={'w': states[1].params['w'], 'd': {'value': jnp.zeros(())}})
-    with pytest.raises(CheckpointError, match='another model: 1 leaves missing, 1 unexpected.*\n.*missing params/d/value'
-                                              '\n.*unexpected params/c/value'):
+    with pytest.raises(CheckpointError, match='another model: 1 leaves missing, 1 unexpected.*\n'
+                                              '.*missing params/d/value\n.*unexpected params/c/value'):
         store.restore(other)
     wide = states[1]._replace(params={**states[1].params, 'c': {'value': jnp.zeros((2,))}})
     with pytest.raises(CheckpointError, match=r'params/c/value: shape \(\) in the checkpoint, \(2,\) in the model'):
