@@ -3,10 +3,14 @@
     gen-jax train --config digits_gan --workdir runs/gan
     gen-jax evaluate --workdir runs/gan
 
-Non-saturating loss with one-sided label smoothing; the discriminator moves first, then the generator. A support vector
-machine trained on real digits reads 1,000 samples: `generate/class_fraction_min` shows whether a class was dropped,
-`generate/frechet` how far the distribution is from held-out digits (real training digits 0.27, five per class repeated
-1.2, one per class 4.9, class means 11.2), `generate/nearest_train` whether training digits were copied.
+About a minute and a half on 2 CPU cores. Non-saturating loss with one-sided label smoothing; the discriminator moves
+first, then the generator. A support vector machine trained on real digits reads 1,000 samples:
+
+* `generate/class_fraction_min`, the rarest class: 6.4 % and 5.5 % with seeds 0 and 1 (expect above 3 %);
+* `generate/frechet`, the distance to held-out digits: 1.96 and 1.81 (real training digits 0.99, five per class repeated
+  3.45, one per class 8.13, class means 13.46);
+* `generate/nearest_train`, the median distance to the nearest training digit: 22, and 16.3 for held-out digits, so
+  nothing is copied.
 """
 
 from gen_jax.config import base_config, parse_arg
