@@ -6,7 +6,7 @@
 Under a minute on 2 idle CPU cores. `heldout/bits_per_dim` is minus the ELBO of the 297 test digits over their 17 grey
 levels, where a uniform code costs log2(17) = 4.09: we get 1.890 (expect below 1.95). `heldout/iw_bits_per_dim` is the
 tighter bound of 64 importance-weighted samples: 1.841. `prior` judges 1,000 draws of the prior: Frechet distance 2.7
-(real digits 0.99), every class above 4 %. Without its dropout the network overfits after 1,000 steps and stays near 2.0.
+(real digits 0.99), every class above 4 %. Without its dropout the network overfits after 1,000 steps, near 2.0.
 """
 
 from gen_jax.config import base_config, parse_arg
