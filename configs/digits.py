@@ -34,11 +34,11 @@ def get_config(arg=''):
     }
     c.optim.lr = 1e-3
     c.optim.warmup_steps = 50
-    c.train.steps = 1200
+    c.train.steps = 900
     c.train.ema = {'slow': {'decay': 0.995, 'warmup': True}}
     c.log.every_steps = 50
     c.checkpoint.every_steps = 300
-    c.sample.settings = {'steps': 50, 'guidance_scale': 2.0}
+    c.sample.settings = {'steps': 30, 'guidance_scale': 2.0}
     c.sample.every_steps = 300
     generate = {'predict': 'generate', 'on': 'labels', 'n': 1000, 'batch_size': 500, 'metrics': ('digits_report',),
                 'every_steps': 0}  # scored by `gen-jax evaluate`
@@ -46,8 +46,8 @@ def get_config(arg=''):
         'heldout': {'predict': 'losses', 'metrics': ({'name': 'binned', 'key': 'loss', 'by': 't',
                                                        'edges': tuple(i / 10 for i in range(11))},),
                     'every_steps': 300},
-        'guided': {**generate, 'settings': {'steps': 50, 'guidance_scale': 2.0}},
-        'unguided': {**generate, 'settings': {'steps': 50}},
+        'guided': {**generate, 'settings': {'steps': 30, 'guidance_scale': 2.0}},
+        'unguided': {**generate, 'settings': {'steps': 30}},
     }
     if arg.debug:
         c.system.network.name = 'models.unet_tiny'

@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
-import jax
+# Eight devices on fewer cores: XLA's threads, one per device by default, can all come to wait in collectives of which
+# each lacks somebody, and the process is aborted after 40 s. More threads than devices cannot.
+os.environ.setdefault('NPROC', '64')
+
+import jax  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 8)
 

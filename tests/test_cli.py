@@ -27,7 +27,7 @@ def test_help_is_useful_and_imports_nothing_heavy():
     code = ('import sys; from gen_jax.cli.main import main; main(sys.argv[1:]); '
             'print(sorted(m for m in ("jax", "flax", "sklearn", "grain", "orbax") if m in sys.modules))')
     for arguments, expected in ((['--help'], 'evaluate'), (['train', '--help'], 'exit codes'),
-                                (['train', '--config', 'digits', '--help'], '--config.train.steps=1200'),
+                                (['train', '--config', 'digits', '--help'], '--config.train.steps=900'),
                                 (['sample', '--help'], '--guidance'), (['evaluate', '--help'], '--workdir'),
                                 (['list', '--help'], 'diffusion'), (['list'], 'Class-conditional diffusion')):
         out = subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True, check=True)

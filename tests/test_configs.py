@@ -43,7 +43,7 @@ def test_two_steps_equal_one_and_one_more(name, tmp_path):
     if config.sample.predict:
         assert list((tmp_path / 'straight' / 'samples').glob('*.png'))
         images = loaded.sample(5)['image']
-        assert images.dtype == np.uint8 and images.shape[0] == 5 and len(np.unique(images)) > 2
+        assert images.dtype == np.uint8 and images.shape[0] == 5 and len(np.unique(images)) > 1
 
 
 @pytest.mark.parametrize('name', sorted(config_names()))

@@ -37,7 +37,8 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
             2022, Algorithm 1); 0 trains no unconditional branch, and guidance is then refused.
         solver: a name in gen_jax.sampling.solvers; its traced keywords (eta) are settings of 'generate'.
         spacing: of the sampling grid, see gen_jax.sampling.grid; None: its default for the process.
-        clip: static threshold of x0 while sampling; None: none.
+        clip: static threshold of x0 while sampling; None: none. eps is recomputed from the clipped x0, without which
+            guidance leads deterministic samplers off the data (on digits, at scale 2: 71 % instead of 100 % right).
         steps, max_steps: default and largest number of sampling steps (grids are padded to max_steps).
         loss_times: number of stratified times per example of the predict 'losses'.
 
@@ -133,7 +134,7 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
         denoise = parameterisation.denoiser(apply(variables.params['unet']), process)
         denoise = classifier_free(options['guidance_scale'], null)(denoise)
         if clip is not None:
-            denoise = clip_x0(clip)(denoise)
+            denoise = clip_x0(clip, recompute_eps=True)(denoise)
         grid = options['grid']
         x_T = sampling.prior(noise, (keys.shape[0], *image_shape), grid)
         point = sampling.sample(noise, denoise, make_solver(**options['solver']), x_T, grid, condition(batch))
