@@ -6,8 +6,13 @@
 Trained on scenes of one object; 28 of the 32 shape-colour combinations are seen. Colour is learnt in 100 steps; shape
 is what takes the time, and it is learnt much sooner with a convolutional stem than with a linear patch embedding.
 
-What it measures: `zero_shot` is the share of unseen scenes of seen combinations for which the right one of all 32
-captions 'a {colour} {shape}' ranks first; `heldout` is the same for the four combinations that no caption ever named.
+What it measures: `zero_shot` is the share of 2,000 unseen scenes of seen combinations ('test') for which the right one
+of all 32 captions 'a {colour} {shape}' ranks first; `heldout` is the same for 2,000 scenes of the four combinations
+that were never shown or named, reported as it comes out; `val` follows the training.
+
+Expected: at least 90 % zero-shot. Ours, one seed: 99.9 % after 1,000 steps (98 % after 500), held-out 80 %. The
+hold-out varies with the schedule (93 % after the first 1,000 steps of a run of 2,000), so read it with care. It took
+7.6 minutes on 2 CPU cores that were busy with other work; at the best rate seen (5.4 steps a second) it is 4.
 """
 
 from gen_jax.config import base_config, parse_arg
@@ -42,7 +47,7 @@ def get_config(arg=''):
     c.optim.warmup_steps = 60
     c.optim.b2 = 0.98
     c.optim.clip_norm = 1.0
-    c.train.steps = 2000
+    c.train.steps = 1000
     c.train.ema = {'slow': {'decay': 0.99, 'warmup': True}}
     c.log.every_steps = 50
     c.checkpoint.every_steps = 250
@@ -50,17 +55,21 @@ def get_config(arg=''):
     zero_shot = {'predict': 'zero_shot', 'metrics': ('zero_shot_accuracy',), 'settings': {'captions': 'classes'},
                  'batch_size': 500, 'data_options': {'max_objects': 1, 'size': 2000}}
     c.evaluate = {
-        'zero_shot': {**zero_shot, 'split': 'test', 'every_steps': 250},
-        'heldout': {**zero_shot, 'split': 'heldout', 'every_steps': 250},
+        'val': {**zero_shot, 'split': 'val', 'every_steps': 250},
+        'zero_shot': {**zero_shot, 'split': 'test'},  # at the end only
+        'heldout': {**zero_shot, 'split': 'heldout'},
     }
     if arg.debug:
-        c.system.network.update({'stem': (4, 4, 4), 'vision_width': 8, 'vision_layers': 1, 'vision_heads': 1,
+        c.system.network.update({'vision_width': 8, 'vision_layers': 1, 'vision_heads': 1,
                                  'vision_hidden': 8, 'text_width': 8, 'text_layers': 1, 'text_heads': 1,
                                  'text_hidden': 8, 'projection_dim': 4})
+        if arg.stem == 'conv':
+            c.system.network.stem = (4, 4, 4)
         c.data.batch_size = 16
         c.data.options.size = 64
         c.train.steps = 4
         c.optim.warmup_steps = 1
         for spec in c.evaluate.values():
-            spec.update({'n': 20, 'batch_size': 10, 'every_steps': 2})
+            spec.update({'n': 20, 'batch_size': 10})
+        c.evaluate.val.every_steps = 2
     return c

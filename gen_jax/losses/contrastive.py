@@ -55,10 +55,11 @@ def contrastive(u: Array, v: Array, log_scale: Array, valid: Array | None = None
         raise ValueError(f'embeddings must both be [B, D], got {u.shape} and {v.shape}')
     u, v = u.astype(jnp.float32), v.astype(jnp.float32)
     logits = jnp.exp(clip_log_scale(log_scale)) * jnp.matmul(u, v.T, precision=jax.lax.Precision.HIGHEST)
+    own = jnp.eye(len(u), dtype=bool)
     if valid is not None:
         both = valid[:, None] & valid[None, :]
-        logits = jnp.where(both | jnp.eye(len(u), dtype=bool), logits, -jnp.inf)
-    diagonal = jnp.diagonal(logits)
+        logits = jnp.where(both | own, logits, -jnp.inf)
+    diagonal = jnp.where(own, logits, 0).sum(1)  # jnp.diagonal would gather across the shards
     loss = 0.5 * (jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)) - diagonal
     found = {'image_to_text': diagonal >= logits.max(1), 'text_to_image': diagonal >= logits.max(0)}
     return loss, found

@@ -130,7 +130,9 @@ class TextModel(nn.Module):
                     name='encoder')(x)
         x = LayerNorm(dtype=self.dtype, name='final_layer_norm')(x)
         ends = tokens if self.eos_token_id is None else (tokens == self.eos_token_id).astype(jnp.int32)
-        return x, jnp.take_along_axis(x, ends.argmax(-1)[:, None, None], axis=1)[:, 0]
+        # A masked sum and not a gather: XLA would exchange the indices of a gather between the shards of the batch.
+        at_end = jnp.arange(tokens.shape[1]) == ends.argmax(-1)[:, None]
+        return x, jnp.where(at_end[:, :, None], x, 0).sum(1)
 
 
 class CLIP(nn.Module):
