@@ -257,6 +257,26 @@ class Loaded(NamedTuple):
         return self.predictor.call(name, self.predictor.place(self.variables), seed=seed, first=0, batch=batch,
                                    options=options)
 
+    def from_data(self, predict: str, n: int = 10, seed: int = 0, **settings) -> dict[str, np.ndarray]:
+        """Pictures that start from the first n examples of the evaluation split ('reconstruct', 'interpolate' ...).
+
+        Returns:
+            {'image' uint8 [n, S, H, W, C], 'label' [n] if the data have labels}: what the predict made of each
+            example, behind the example itself where the predict returns one picture for it.
+        """
+        from gen_jax.data.transforms import to_uint8
+
+        if n < 1:
+            raise ValueError(f'n {n}: at least 1')
+        source, transforms = open_split(self.config, self.config.data.eval_split)
+        batch = next(iter(pipeline.eval_batches(source, batch_size=min(n, len(source)), transforms=transforms)))
+        out = self.predict(predict, batch, seed=seed, **settings)
+        if 'image' not in out:
+            raise ValueError(f'predict {predict!r} returns {sorted(out)}, no image')
+        made = np.asarray(to_uint8(out['image']))
+        made = made if made.ndim == 5 else np.stack([batch['image'], made], 1)
+        return {'image': made, **({'label': batch['label']} if 'label' in batch else {})}
+
     def evaluate(self, name: str) -> dict[str, float]:
         """One entry of config.evaluate."""
         if name not in self.config.evaluate:

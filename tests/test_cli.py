@@ -169,3 +169,18 @@ def test_module_runs_as_a_program():
     out = subprocess.run([sys.executable, '-m', 'gen_jax.cli.main', 'nope'], capture_output=True, text=True,
                          env={**os.environ})
     assert out.returncode == 2 and 'unknown command' in out.stderr
+
+
+def test_pictures_that_start_from_data(tmp_path, capsys):
+    """A predict over data: each example's row begins with it, or with its end of an interpolation."""
+    work = tmp_path / 'vae'
+    assert main(['train', '--config', 'digits_vae:debug', '--workdir', str(work), *TRAIN]) == 0
+    base = ['sample', '--workdir', str(work), '--n', '3', '--out', str(tmp_path / 'x')]
+    assert main([*base, '--predict', 'reconstruct']) == 0
+    from gen_jax.data.digits import digits
+    rows = np.load(tmp_path / 'x.npz')['image']
+    assert rows.shape == (3, 2, 8, 8, 1) and (rows[1, 0] == digits('test')[1]['image']).all()
+    assert main([*base, '--predict', 'interpolate', '--steps', '5']) == 0
+    assert np.load(tmp_path / 'x.npz')['image'].shape == (3, 5, 8, 8, 1)
+    assert main([*base, '--predict', 'elbo']) == 2 and 'no image' in capsys.readouterr().err
+    assert main([*base, '--predict', 'dream']) == 2 and 'interpolate' in capsys.readouterr().err

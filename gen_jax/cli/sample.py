@@ -12,6 +12,8 @@ def run(argv) -> int:
     p.add_argument('--workdir', metavar='DIR', help='a run made by gen-jax train')
     p.add_argument('--out', metavar='PATH', help='output path without suffix (default: WORKDIR/generated)')
     p.add_argument('--n', type=int, help='number of pictures (default: 10 a class, or one for each of --labels)')
+    p.add_argument('--predict', metavar='NAME', help='another predict, over the first --n examples of the '
+                   'evaluation data, a row each: for instance reconstruct or interpolate')
     p.add_argument('--labels', help='class numbers, for instance 3 or 0,1,2 (default: all classes in turn)')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--steps', type=int, help='sampling steps')
@@ -46,11 +48,17 @@ def run(argv) -> int:
     from gen_jax.engine.files import save_npz
     from gen_jax.engine.images import grid, save_png
     loaded = load(args.workdir, step=args.step, ema=args.ema, overrides=overrides)
-    out = loaded.sample(args.n, labels, args.seed, args.batch_size, **settings)
+    columns = args.columns
+    if args.predict and args.predict != loaded.config.sample.predict:
+        out = loaded.from_data(args.predict, args.n or 10, args.seed, **settings)
+        columns = out['image'].shape[1]
+        pictures = out['image'].reshape(-1, *out['image'].shape[2:])
+    else:
+        out = loaded.sample(args.n, labels, args.seed, args.batch_size, **settings)
+        pictures = out['image']
     path = Path(args.out) if args.out else Path(args.workdir) / 'generated'
-    picture = grid(out['image'], columns=args.columns or min(10, len(out['image'])),
-                   scale=max(1, 48 // max(out['image'].shape[1:3])))
+    picture = grid(pictures, columns=columns or min(10, len(pictures)), scale=max(1, 48 // max(pictures.shape[1:3])))
     save_npz(path.with_name(path.name + '.npz'), out)
     save_png(path.with_name(path.name + '.png'), picture)
-    print(f'{len(out["image"])} pictures of step {loaded.step}: {path}.png and {path}.npz')
+    print(f'{len(pictures)} pictures of step {loaded.step}: {path}.png and {path}.npz')
     return 0

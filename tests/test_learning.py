@@ -1,0 +1,41 @@
+"""The stated numbers, from the configs that users run. Slow: about 15 minutes on 2 cores; `make test-slow`."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def trained(config, workdir, *overrides):
+    """Trains and evaluates as a user would, in processes of its own (the suite's has eight devices)."""
+    environment = {k: v for k, v in os.environ.items() if k != 'NPROC'}
+    program = [sys.executable, '-m', 'gen_jax.cli.main']
+    for arguments in (['train', '--config', config, '--workdir', str(workdir), *overrides],
+                      ['evaluate', '--workdir', str(workdir), '--out', str(workdir / 'scores.json')]):
+        subprocess.run([*program, *arguments], check=True, env=environment, timeout=3600)
+    return json.loads((workdir / 'scores.json').read_text())
+
+
+def test_diffusion_on_digits(tmp_path):
+    scores = trained('digits', tmp_path)
+    assert scores['guided']['accuracy'] >= 0.99 and scores['unguided']['accuracy'] >= 0.97
+    assert scores['unguided']['frechet'] <= 2.0
+    # Not copies: as far from the training digits as held-out digits are.
+    assert scores['unguided']['nearest_train'] > 0.8 * scores['unguided']['nearest_train_heldout']
+
+
+def test_vae_on_digits(tmp_path):
+    assert trained('digits_vae', tmp_path)['heldout']['bits_per_dim'] <= 2.0
+
+
+def test_gan_on_digits(tmp_path):
+    scores = trained('digits_gan', tmp_path)
+    assert scores['generate']['class_fraction_min'] >= 0.03 and scores['generate']['frechet'] < 8
+
+
+def test_clip_on_shapes(tmp_path):
+    assert trained('shapes_clip', tmp_path)['zero_shot']['zero_shot_accuracy'] >= 0.9
