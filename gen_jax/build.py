@@ -1,6 +1,7 @@
 """The one wiring point: a config becomes data, system, metrics and state. Nothing else sees all the parts."""
 
 import functools
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from gen_jax.data import fingerprint as fingerprint_lib
 from gen_jax.data import pipeline
 from gen_jax.data.sources import open_source
 from gen_jax.engine.checkpoint import CheckpointError, Checkpoints
-from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, numeric
+from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, numeric, options_of
 from gen_jax.engine.optim import make_optimizer, make_schedule
 from gen_jax.engine.sharding import make_mesh
 from gen_jax.engine.train import Run
@@ -76,21 +77,24 @@ def _tuples(value):
 
 def _with_dtype(spec, precision):
     """Every network of a system spec computes in this precision."""
-    return {k: {**v, 'dtype': precision} if isinstance(v, Mapping) and str(v.get('name', '')).startswith('models.')
-            else v for k, v in spec.items()}
+    def takes_dtype(value):
+        name = str(value.get('name', '')) if isinstance(value, Mapping) else ''
+        if name.startswith('models.'):
+            return True
+        return ':' in name and 'dtype' in inspect.signature(config_lib.lookup(name)).parameters
+
+    return {k: {**v, 'dtype': precision} if takes_dtype(v) else v for k, v in spec.items()}
 
 
 def _metrics(names_or_specs, context: Mapping[str, Any]) -> dict:
     """Metrics by name; those that need real data get it by their parameters' names."""
-    import inspect
-
     out = {}
     for spec in names_or_specs:
         spec = {'name': spec} if isinstance(spec, str) else dict(spec)
         name = spec['name'] if '.' in spec['name'] else f'metrics.{spec["name"]}'
         wanted = inspect.signature(config_lib.lookup(name)).parameters
         given = {k: context[k]() for k in context if k in wanted and k not in spec}
-        label = ':'.join(str(v) for k, v in spec.items() if isinstance(v, str))
+        label = json.dumps(spec, sort_keys=True, default=str)
         out[label] = make({**spec, 'name': name}, **given)
     return out
 
@@ -101,8 +105,11 @@ def _arrays(config, split):
     return np.stack([i['image'] for i in items]), np.array([i['label'] for i in items])
 
 
-def _label_batches(n: int, batch_size: int, classes: int, labels, images: bool = False):
-    """Batches of labels to generate for: 'balanced' cycles through the classes, so that any first n are balanced."""
+def _label_batches(n: int, batch_size: int, classes: int, labels, conditional: bool = True):
+    """Batches of labels to generate for: 'balanced' cycles through the classes, so that any first n are balanced.
+
+    A predict that reads no labels gets an 'index' in their place: its pictures are of no class that was asked for.
+    """
     if isinstance(labels, str):
         if labels not in ('balanced', 'none'):
             raise ConfigError(f'labels {labels!r}: choose from balanced, none, or give numbers')
@@ -117,18 +124,18 @@ def _label_batches(n: int, batch_size: int, classes: int, labels, images: bool =
         part = every[first:first + batch_size]
         rows = np.arange(first, first + batch_size)
         padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part))])
-        yield {'label': padded, 'valid': rows < n}
+        yield {'label' if conditional else 'index': padded, 'valid': rows < n}
 
 
-def make_evaluator(config, name: str, spec: Mapping) -> Evaluator:
+def make_evaluator(config, system: System, name: str, spec: Mapping) -> Evaluator:
     """An Evaluator from one entry of config.evaluate (or config.sample)."""
-    spec = _tuples(_plain(spec))
+    spec, where = _tuples(_plain(spec)), name if name == 'sample' else f'evaluate.{name}'
     known = {'predict': '', 'metrics': (), 'n': None, 'batch_size': 256, 'settings': {}, 'seed': 0, 'ema': None,
              'every_steps': None, 'labels': 'balanced', 'split': config.data.eval_split, 'on': 'data', 'columns': 10,
              'data_options': {}}
     unknown = set(spec) - set(known)
     if unknown:
-        raise ConfigError(f'evaluate.{name} has no setting {sorted(unknown)[0]!r}: choose from {", ".join(known)}')
+        raise ConfigError(f'{where} has no setting {sorted(unknown)[0]!r}: choose from {", ".join(known)}')
     s = {**known, **spec}
     ema = s['ema'] if s['ema'] is not None else next(iter(config.train.ema), None)
     split_config = config
@@ -140,13 +147,22 @@ def make_evaluator(config, name: str, spec: Mapping) -> Evaluator:
                'test_images': lambda: _arrays(config, config.data.eval_split)[0],
                'test_labels': lambda: _arrays(config, config.data.eval_split)[1]}
 
-    def batches():
+    for key in ('n', 'batch_size', 'columns'):
+        if s[key] is not None and s[key] < 1 or s['on'] == 'labels' and s[key] is None:
+            raise ConfigError(f'{where}.{key} {s[key]}: at least 1')
+    options_of(system, s['predict'], s['settings'] if s['settings'].get('captions') != 'classes' else {})
+    conditional = 'label' in system.predict[s['predict']].reads
+    if ema and ema not in config.train.ema:
+        raise ConfigError(f'{where}.ema {ema!r}: choose from {sorted(config.train.ema)}, or empty for raw parameters')
+
+    def batches(ledger=None):
         source, transforms = open_split(split_config, s['split'])
         if s['on'] == 'labels':
             classes = source.info.get('num_classes') or 0
-            return _label_batches(s['n'], min(s['batch_size'], s['n']), classes, s['labels'])
+            return _label_batches(s['n'], min(s['batch_size'], s['n']), classes, s['labels'], conditional)
         size = min(s['batch_size'], len(source))
-        return pipeline.eval_batches(source, batch_size=size, transforms=transforms, limit=s['n'])
+        return pipeline.eval_batches(source, batch_size=size, transforms=transforms, limit=s['n'],
+                                     ledger=ledger)
 
     settings = s['settings']
     if settings.get('captions') == 'classes':  # zero-shot: the source's own list of captions, as tokens
@@ -165,6 +181,8 @@ def _caption_tokens(source, transforms):
         example = {'image': np.zeros((1, 1, 3), np.uint8), 'caption': text, 'captions': [text]}
         for t in transforms:
             example = t.apply(example, np.random.default_rng(0))
+        if 'tokens' not in example:
+            raise ConfigError("the captions need tokens: add {'name': 'tokenize', ...} to data.transforms")
         return example['tokens']
 
     return np.array([[tokens(t) for t in ([c] if isinstance(c, str) else c)] for c in captions], np.int32)
@@ -186,14 +204,11 @@ def build(config) -> Run:
 
     with pipeline.train_iterator(source, **common, num_threads=0) as data:
         example = data.batch(0)
-    evaluators = {name: make_evaluator(config, name, spec) for name, spec in config.evaluate.items()}
+    evaluators = {name: make_evaluator(config, system, name, spec) for name, spec in config.evaluate.items()}
     sampler = None
     if config.sample.predict:
         spec = {**_plain(config.sample), 'on': 'labels', 'metrics': (), 'split': config.data.train_split}
-        sampler = make_evaluator(config, 'sample', spec)
-        if sampler.predict not in system.predict:
-            raise ConfigError(f'sample.predict {sampler.predict!r}: the system has {sorted(system.predict)}; '
-                              'leave it empty for no pictures')
+        sampler = make_evaluator(config, system, 'sample', spec)
     optim = _tuples(_plain(config.optim))
     schedules = {}
     for name in system.optimizers:
@@ -225,10 +240,16 @@ class Loaded(NamedTuple):
     variables: Variables
     predictor: Predictor
     num_classes: int
+    state: TrainState
+    ema: str | None
+    """The EMA that was asked for; None: each use takes its config's."""
+    workdir: Path
 
     def sample(self, n: int | None = None, labels='balanced', seed: int = 0, batch_size: int = 100,
                **settings) -> dict[str, np.ndarray]:
-        """Generates n examples: {'image' uint8 [n, H, W, C], 'label' [n]}. Image k depends on (seed, k) only.
+        """Generates n examples: {'image' uint8 [n, H, W, C], 'label' [n] of a conditional model}.
+
+        Image k depends on (seed, k) only.
 
         Args:
             n: how many; default 10 a class, or as many as there are labels.
@@ -244,12 +265,15 @@ class Loaded(NamedTuple):
         settings = {**_tuples(_plain(self.config.sample.settings)), **settings}
         predict = self.config.sample.predict
         options = self.predictor.options(predict, settings)
+        conditional = 'label' in self.predictor.system.predict[predict].reads
+        if given and not conditional:
+            raise ValueError(f'labels {given}: this model is not conditioned on labels')
         images, used = [], []
-        batches = _label_batches(n, min(batch_size, n), self.num_classes, labels)
+        batches = _label_batches(n, min(batch_size, n), self.num_classes, labels, conditional)
         for out, batch in self.predictor.stream(predict, self.variables, seed=seed, batches=batches, options=options):
             images.append(np.asarray(to_uint8(out['image']))[batch['valid']])
-            used.append(batch['label'][batch['valid']])
-        return {'image': np.concatenate(images), 'label': np.concatenate(used)}
+            used.append(batch['label'][batch['valid']] if conditional else [])
+        return {'image': np.concatenate(images), **({'label': np.concatenate(used)} if conditional else {})}
 
     def predict(self, name: str, batch: Mapping[str, np.ndarray], seed: int = 0, **settings) -> dict[str, np.ndarray]:
         """Any predict of the system on one batch, for instance 'reconstruct' or 'encode'."""
@@ -281,7 +305,9 @@ class Loaded(NamedTuple):
         """One entry of config.evaluate."""
         if name not in self.config.evaluate:
             raise ConfigError(f'the config evaluates {sorted(self.config.evaluate)}, not {name!r}')
-        return evaluate(make_evaluator(self.config, name, self.config.evaluate[name]), self.predictor, self.variables)
+        evaluator = make_evaluator(self.config, self.predictor.system, name, self.config.evaluate[name])
+        variables = variables_of(self.state, self.ema if self.ema is not None else evaluator.ema)
+        return evaluate(evaluator, self.predictor, variables, self.workdir / 'corrupt-evaluation.jsonl')
 
 
 def load(workdir, step: int | None = None, ema: str | None = None, overrides=()) -> Loaded:
@@ -298,10 +324,7 @@ def load(workdir, step: int | None = None, ema: str | None = None, overrides=())
     path = workdir / 'config.json'
     if not path.exists():
         raise CheckpointError(f'{workdir} holds no run (no config.json): train first, or check --workdir')
-    config = config_lib.base_config()
-    with config.unlocked(), config.ignore_type():
-        config.update(config_lib.from_json(path.read_text()))
-    config.lock()
+    config = config_lib.complete(config_lib.from_json(path.read_text()))
     config = config_lib.apply_overrides(config, overrides)
     predictor = predictor_for(config)
     store = Checkpoints(workdir, read_only=True)
@@ -312,10 +335,11 @@ def load(workdir, step: int | None = None, ema: str | None = None, overrides=())
     state, meta = store.restore(target, step=step)
     store.close()
     state = TrainState(*state)
-    if ema is None:
-        ema = config.sample.ema if config.sample.ema is not None else next(iter(averages), '')
-    return Loaded(config, int(meta['step']), variables_of(state, ema), predictor,
-                  meta['info'].get('num_classes') or 0)
+    chosen = ema
+    if chosen is None:
+        chosen = config.sample.ema if config.sample.ema is not None else next(iter(averages), '')
+    return Loaded(config, int(meta['step']), variables_of(state, chosen), predictor,
+                  meta['info'].get('num_classes') or 0, state, ema, workdir)
 
 
 def describe(config) -> str:

@@ -7,29 +7,24 @@ functions only ever see keywords.
 
 import contextlib
 import copy
-import difflib
-import importlib
 import importlib.util
 import io
 import json
-import re
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-__all__ = ['ConfigError', 'base_config', 'parse_arg', 'load_config', 'apply_overrides', 'make', 'lookup', 'flatten',
-           'differences', 'to_json', 'from_json', 'config_names', 'placeholder', 'mutable_on_resume']
+from gen_jax.names import NAMESPACES, ConfigError, choices, lookup, make
 
-NAMESPACES = ('models', 'diffusion', 'diffusion.parameterisation', 'diffusion.times', 'diffusion.weighting', 'sampling',
-              'systems', 'data.transforms', 'tokenizers', 'metrics', 'losses')
+__all__ = ['NAMESPACES', 'ConfigError', 'base_config', 'parse_arg', 'load_config', 'apply_overrides', 'make', 'lookup',
+           'flatten', 'differences', 'to_json', 'from_json', 'complete', 'config_names', 'placeholder',
+           'mutable_on_resume']
+
 placeholder = config_dict.placeholder
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message names the key, the value and the remedy."""
 
 
 def base_config() -> ConfigDict:
@@ -120,7 +115,7 @@ def parse_arg(arg: str, **defaults) -> ConfigDict:
         elif not eq and position == 0 and isinstance(defaults.get(first), str):
             out[first] = key
         elif key not in defaults or not eq:
-            raise ConfigError(f'config argument {part!r} is not understood: {_choices(key, defaults)}')
+            raise ConfigError(f'config argument {part!r} is not understood: {choices(key, defaults)}')
         else:
             kind = type(defaults[key])
             try:
@@ -150,14 +145,21 @@ def load_config(spec: str) -> ConfigDict:
     path = Path(name) if name.endswith('.py') else config_names().get(name)
     if path is None or not path.is_file():
         kind = 'file' if name.endswith('.py') else 'config'
-        raise ConfigError(f'there is no {kind} {name!r}: {_choices(name, config_names())}, or give a path to a .py '
+        raise ConfigError(f'there is no {kind} {name!r}: {choices(name, config_names())}, or give a path to a .py '
                           'file')
     module_spec = importlib.util.spec_from_file_location(f'gen_jax_config_{path.stem}', path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, 'get_config'):
-        raise ConfigError(f'{path} defines no get_config(arg)')
-    config = module.get_config(arg)
+    if str(path.parent.resolve()) not in sys.path:  # modules beside a config file can be named in it
+        sys.path.append(str(path.parent.resolve()))
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, 'get_config'):
+            raise ConfigError('it defines no get_config(arg)')
+        config = module.get_config(arg)
+    except Exception as e:  # whatever a user's file raises
+        where = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+        what = str(e) if isinstance(e, ConfigError) else f'{type(e).__name__}: {e}'
+        raise ConfigError(f'config {path}' + (f', line {where[-1]}' if where else '') + f': {what}') from e
     config.lock()
     return config
 
@@ -179,7 +181,18 @@ def apply_overrides(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
         if not part.startswith('--config.'):
             raise ConfigError(f'argument {part!r} is not understood: overrides look like --config.train.steps=100')
         if key.removeprefix('config.') not in known:
-            raise ConfigError(f'unknown config key {key!r}: {_choices(key, ["config." + k for k in known])}')
+            raise ConfigError(f'unknown config key {key!r}: {choices(key, ["config." + k for k in known])}')
+    defaults = flatten(base_config())
+    nones = [part for part in argv if part.partition('=')[2].lower() == 'none']
+    argv = [part for part in argv if part not in nones]
+    for part in nones:
+        key = part.partition('=')[0].removeprefix('--config.')
+        if key in defaults and defaults[key] is not None:
+            raise ConfigError(f'{part}: {key} is not optional; its default is {defaults[key]!r}')
+        parent, _, leaf = key.rpartition('.')
+        owner = config[parent] if parent else config
+        with config.unlocked(), owner.ignore_type():
+            owner[leaf] = None
     values = flags.FlagValues()
     # config_flags reads sys.argv for the overrides' names, and prints; give it ours for the moment.
     with _argv(['gen-jax', *argv]), contextlib.redirect_stdout(io.StringIO()):
@@ -194,10 +207,10 @@ def apply_overrides(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
 
 
 def join_values(argv: Sequence[str]) -> list[str]:
-    """['--a', 'b', '--c=d'] -> ['--a=b', '--c=d']."""
+    """['--config.a', 'b', '--config.c=d'] -> ['--config.a=b', '--config.c=d']; other arguments stay as they are."""
     out = []
     for part in argv:
-        if not part.startswith('--') and out and out[-1].startswith('--') and '=' not in out[-1]:
+        if not part.startswith('--') and out and out[-1].startswith('--config.') and '=' not in out[-1]:
             out[-1] += f'={part}'
         else:
             out.append(part)
@@ -211,110 +224,6 @@ def _argv(argv):
         yield
     finally:
         sys.argv = saved
-
-
-# ---------------------------------------------------------------- names to functions
-
-
-def lookup(name: str) -> Any:
-    """'namespace.thing' -> the public `thing` of `gen_jax.namespace`; 'package.module:thing' -> anything importable.
-
-    Raises:
-        ConfigError: with the nearest names and the choices.
-    """
-    if ':' in name:
-        module, _, attribute = name.partition(':')
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as e:
-            raise ConfigError(f'name {name!r}: {e}') from None
-    namespace, _, attribute = name.rpartition('.')
-    if namespace not in NAMESPACES:
-        raise ConfigError(f'name {name!r}: expected one of ' + ', '.join(f'{n}.*' for n in NAMESPACES)
-                          + ", or 'your.module:thing'")
-    module = importlib.import_module(f'gen_jax.{namespace}')
-    if attribute not in module.__all__:
-        raise ConfigError(f'there is no {name!r}: {_choices(attribute, module.__all__)}')
-    return getattr(module, attribute)
-
-
-def make(spec: Mapping | str, namespace: str = '', **extra) -> Any:
-    """Calls the function that a spec names with its other items as keywords, nested specs first.
-
-    Args:
-        spec: {'name': 'diffusion.cosine', ...} or just the name.
-        namespace: put before names without a dot.
-        extra: further keywords, which the spec may not repeat.
-
-    Raises:
-        ConfigError: unknown name, or keywords that the function does not take (the choices are listed).
-    """
-    spec = {'name': spec} if isinstance(spec, str) else dict(spec)
-    name = spec.pop('name', None)
-    if not name:
-        raise ConfigError(f'a spec needs a name: {spec}')
-    name = name if '.' in name or ':' in name or not namespace else f'{namespace}.{name}'
-    function = lookup(name)
-    kwargs = _make_siblings(spec)
-    kwargs.update(extra)
-    accepted = _parameters(function)
-    unknown = [] if accepted is None else [k for k in kwargs if k not in accepted]
-    if unknown:
-        raise ConfigError(f'{name} takes no {unknown[0]!r}: {_choices(unknown[0], accepted)}')
-    try:
-        return function(**kwargs)
-    except TypeError as e:  # factories that pass their keywords on
-        wrong = re.search(r"unexpected keyword argument '(\w+)'", str(e))
-        if wrong is None or wrong.group(1) not in kwargs:
-            raise
-        raise ConfigError(f'{name} takes no {wrong.group(1)!r}') from None
-
-
-def _make_siblings(spec: Mapping) -> dict[str, Any]:
-    """Makes the nested specs of one level. A parameter that a nested spec leaves out and a sibling has is the
-    sibling's: `times: {'name': 'diffusion.times.uniform'}` gets the `process` that stands beside it.
-    """
-    waits = {k: [p for p in _parameters(lookup(v['name'])) or () if p in spec and p not in v]
-             for k, v in spec.items() if _is_spec(v)}
-    made = {}
-    for k in sorted(spec, key=lambda k: len(waits.get(k, ()))):
-        v = spec[k]
-        made[k] = make(v, **{p: made[p] for p in waits[k] if p in made}) if k in waits else _make_nested(v)
-    return {k: made[k] for k in spec}
-
-
-def _is_spec(value) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get('name'), str) \
-        and (value['name'].rpartition('.')[0] in NAMESPACES or ':' in value['name'])
-
-
-def _make_nested(value):
-    if _is_spec(value):
-        return make(value)
-    if isinstance(value, Mapping):
-        return {k: _make_nested(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_make_nested(v) for v in value)
-    return value
-
-
-def _parameters(function) -> list[str] | None:
-    import inspect
-
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return [p.name for p in parameters if p.name not in ('parent', 'name', 'self')]
-
-
-def _choices(wrong: str, names) -> str:
-    names = sorted(names)
-    near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
-    tail = wrong.rsplit('.', 1)[-1]
-    near = near or [n for n in names if n.rsplit('.', 1)[-1] == tail][:3]
-    if near:
-        return 'did you mean ' + ' or '.join(near) + '?'
-    return 'choose from ' + ', '.join(names) if len(names) <= 60 else 'no name comes near'
 
 
 # ---------------------------------------------------------------- plain data
@@ -357,7 +266,26 @@ def from_json(text: str) -> ConfigDict:
             return {k: restore(v) for k, v in value.items()}
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
-    return ConfigDict(restore(json.loads(text)))
+    try:
+        return ConfigDict(restore(json.loads(text)))
+    except ValueError as e:
+        raise ConfigError(f'a saved config cannot be read ({e}); if its checkpoints are intact, delete config.json: '
+                          'the newest checkpoint holds a copy') from None
+
+
+FREE_FORM = ('system', 'data.options', 'optim.per', 'train.ema', 'sample.settings', 'evaluate')
+
+
+def complete(saved: Mapping) -> ConfigDict:
+    """A saved config with the defaults of settings that did not exist when it was saved."""
+    config = base_config()
+    for key in FREE_FORM:  # as they were saved, nothing of the defaults mixed in
+        parent, _, leaf = key.rpartition('.')
+        (config[parent] if parent else config)[leaf] = ConfigDict()
+    with config.unlocked(), config.ignore_type():
+        config.update(saved)
+    config.lock()
+    return config
 
 
 def differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:

@@ -145,6 +145,8 @@ class Predict(NamedTuple):
     Changing a setting changes leaves, never the structure, so nothing recompiles; None is the exception (a
     guidance_scale of None is the static path that calls the network once).
     """
+    reads: tuple[str, ...] = ()
+    """Keys of the batch that a generating predict is conditioned on, for instance ('label',)."""
 
 
 class System(NamedTuple):

@@ -103,6 +103,17 @@ BAD = {
              'parallel=pmap.*use 8 or'),
     'groups': (['--config', 'digits:debug', '--config.system.network.norm_num_groups=3'], 'unknown config key'),
     'image size': (['--config', 'digits:debug', '--config.data.options.image_size=16'], 'unknown config key'),
+    'steps too many': (['--config', 'digits:debug', '--config.sample.settings.steps=5000'], '1000'),
+    'no such ema': (['--config', 'digits:debug', '--config.sample.ema=fast'], "ema 'fast': choose from"),
+    'no pictures': (['--config', 'digits:debug', '--config.sample.n=0'], 'sample.n 0: at least 1'),
+    'no predict': (['--config', 'digits:debug', '--config.evaluate.guided.predict=nope'], "no predict 'nope'"),
+    'retention': (['--config', 'digits:debug', '--config.checkpoint.keep_last=0'], 'at least 1'),
+    'sharding': (['--config', 'digits:debug', "--config.train.sharding=('params/.*=',)"], 'no rule matches'),
+    'decay': (['--config', 'digits:debug', '--config.train.ema.slow.decay=1.5'], 'decay'),
+    'captions': (['--config', 'shapes_clip:debug', '--config.data.transforms=()'], 'tokenize'),
+    'no captions': (['--config', 'shapes_clip:debug', '--config.data.source=digits', '--config.data.options={}'],
+                    'data.options|caption'),
+    'not optional': (['--config', 'digits:debug', '--config.train.steps=None'], 'not optional'),
     'no workdir': ([], 'needs --config NAME and --workdir DIR'),
 }
 

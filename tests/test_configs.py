@@ -74,6 +74,8 @@ def test_pmap_and_accumulation_equal_jit():
 def test_bfloat16_compute_keeps_float32_parameters():
     run = build(small('digits', '--config.train.precision=bfloat16'))
     state = init_state(run.system, 0, numeric(run.example_batch), {})
+    # The last layer begins at zero, which would hide what precision does.
+    state = state._replace(params=jax.tree.map(lambda x: x + 0.05, state.params))
     new, metrics = jax.jit(make_update(run.system, seed=0))(state, numeric(run.example_batch))
     chex.assert_trees_all_equal_dtypes(new.params, state.params)
     exact = build(small('digits'))

@@ -8,14 +8,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / 'gen_jax'
 EVERYWHERE = {'types', 'rng'}
 ARROWS = {
-    'types': set(), 'rng': set(), 'trees': set(), 'config': set(),
+    'types': set(), 'rng': set(), 'trees': set(), 'names': set(), 'config': {'names'},
     'nn': set(), 'models': {'nn', 'trees'}, 'diffusion': set(), 'sampling': {'diffusion'}, 'losses': set(),
     'tokenizers': set(), 'systems': {'models', 'nn', 'diffusion', 'sampling', 'losses', 'trees'},
     'data': {'tokenizers'}, 'metrics': set(), 'engine': {'config', 'trees', 'metrics'},
     'interop': {'models', 'trees', 'tokenizers'},
     'pipelines': {'models', 'diffusion', 'sampling', 'interop', 'tokenizers'},
-    'build': {'config', 'trees', 'nn', 'models', 'diffusion', 'sampling', 'losses', 'tokenizers', 'systems', 'data',
-              'metrics', 'engine', 'interop', 'pipelines'},
+    'build': {'config', 'names', 'trees', 'nn', 'models', 'diffusion', 'sampling', 'losses', 'tokenizers', 'systems',
+              'data', 'metrics', 'engine', 'interop', 'pipelines'},
     '__init__': {'build'},
 }
 ARROWS['cli'] = {k for k in ARROWS if k != '__init__'}

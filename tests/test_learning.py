@@ -34,7 +34,8 @@ def test_vae_on_digits(tmp_path):
 
 def test_gan_on_digits(tmp_path):
     scores = trained('digits_gan', tmp_path)
-    assert scores['generate']['class_fraction_min'] >= 0.03 and scores['generate']['frechet'] < 8
+    # Five real digits per class, repeated, are at 3.45.
+    assert scores['generate']['class_fraction_min'] >= 0.03 and scores['generate']['frechet'] < 3.4
 
 
 def test_clip_on_shapes(tmp_path):

@@ -1,6 +1,7 @@
 """gen-jax COMMAND: a thin dispatcher; each command imports what it needs when it runs, so --help answers at once."""
 
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -31,16 +32,18 @@ def main(argv=None) -> int:
     if argv[0] not in COMMANDS:
         print(f'gen-jax: unknown command {argv[0]!r}: choose from {", ".join(COMMANDS)}', file=sys.stderr)
         return 2
+    if '' not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a config may name modules that lie here
     command = importlib.import_module(f'gen_jax.cli.{argv[0]}')
     try:
         return command.run(argv[1:])
     except BrokenPipeError:
         return 1
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         if '--traceback' in argv or not _expected(error):
             raise
         print(f'gen-jax {argv[0]}: {error}', file=sys.stderr)
-        return 2
+        return getattr(error, 'exit_code', 2)
 
 
 def _expected(error: Exception) -> bool:

@@ -2,7 +2,8 @@
 
 from gen_jax.cli.options import fail, parse, parser, prepare_jax, show_help
 
-EXITS = """exit codes: 0 finished; 2 bad input; 143 / 130 saved and stopped by SIGTERM / SIGINT; 75 saved at
+EXITS = """exit codes: 0 finished; 2 bad input; 3 a loss that is not finite;
+143 / 130 saved and stopped by SIGTERM / SIGINT; 75 saved at
 train.max_seconds: run the same command again to go on"""
 
 

@@ -29,6 +29,16 @@ def _as_tree(state: TrainState) -> dict:
     return {path: leaf for path, leaf in trees.flat(state._asdict()).items()}
 
 
+def check_retention(keep_last: int, keep_every: int | None, best_mode: str) -> None:
+    """Raises ValueError for settings that keep nothing or mean nothing."""
+    if keep_last < 1:
+        raise ValueError(f'checkpoint.keep_last {keep_last}: at least 1, or nothing could be resumed')
+    if keep_every is not None and keep_every < 1:
+        raise ValueError(f'checkpoint.keep_every {keep_every}: at least 1, or None')
+    if best_mode not in ('min', 'max'):
+        raise ValueError(f'checkpoint.best_mode {best_mode!r}: choose from min, max')
+
+
 class Checkpoints:
     """Saves and restores TrainStates under WORKDIR/checkpoints.
 
@@ -39,10 +49,7 @@ class Checkpoints:
 
     def __init__(self, workdir, *, keep_last: int = 2, keep_every: int | None = None, best_metric: str = '',
                  best_mode: str = 'min', read_only: bool = False):
-        if keep_last < 1:
-            raise ValueError(f'checkpoint.keep_last {keep_last}: at least 1, or nothing could be resumed')
-        if best_mode not in ('min', 'max'):
-            raise ValueError(f'checkpoint.best_mode {best_mode!r}: choose from min, max')
+        check_retention(keep_last, keep_every, best_mode)
         self.path = Path(workdir).absolute() / 'checkpoints'
         self._best, self._read_only = (best_metric, best_mode), read_only
         policies = [ocp.checkpoint_managers.LatestN(keep_last)]
@@ -73,9 +80,10 @@ class Checkpoints:
         meta = {**meta, 'step': step, 'dtypes': dtypes}
         name, mode = self._best
         kwargs = {}
-        if name:
-            worst = np.inf if mode == 'min' else -np.inf
-            kwargs['metrics'] = {name: float((metrics or {}).get(name, worst))}
+        if name:  # absent or not finite: never the best
+            value = float((metrics or {}).get(name, np.nan))
+            worst = np.finfo(np.float64).max * (1 if mode == 'min' else -1)
+            kwargs['metrics'] = {name: value if np.isfinite(value) else worst}
         if step not in self._manager.all_steps():
             self._manager.save(step, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(json.loads(json.dumps(meta)))), **kwargs)
@@ -92,8 +100,17 @@ class Checkpoints:
         self._manager.close()
 
     def meta(self, step: int | None = None) -> dict:
-        """The JSON beside the newest (or the given) step."""
-        step = self._step(step)
+        """The JSON beside the newest readable (or the given) step."""
+        wanted = [self._step(step)] if step is not None else self.steps()[::-1]
+        for candidate in wanted:
+            try:
+                return self._meta(candidate)
+            except Exception as e:  # unreadable: an older step's will do
+                error = e
+        raise CheckpointError(f'the checkpoints {wanted} under {self.path} cannot be read: {error}' if wanted else
+                              f'there is no checkpoint under {self.path.parent}: train first, or check --workdir')
+
+    def _meta(self, step: int) -> dict:
         return dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta'])
 
     def restore(self, target: TrainState, shardings: PyTree = None, step: int | None = None,
@@ -118,7 +135,7 @@ class Checkpoints:
             raise CheckpointError(f'there is no checkpoint under {self.path.parent}: train first, or check --workdir')
         for i, candidate in enumerate(candidates):
             try:
-                meta = self.meta(candidate)
+                meta = self._meta(candidate)
                 self._check(candidate, abstract, meta)
                 restored = self._manager.restore(candidate, args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(abstract)))['state']
@@ -198,6 +215,12 @@ def read_leaves(path) -> dict[str, np.ndarray]:
     restored = store._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state']
     store.close()
     return {k: np.asarray(v) for k, v in restored.items()}
+
+
+def read_batch_stats(path, ema: str = '') -> dict[str, np.ndarray]:
+    """Flat batch statistics of the newest step (of an EMA, or the raw ones); empty if the model has none."""
+    prefix = f'ema/{ema}/extra/batch_stats/' if ema else 'extra/batch_stats/'
+    return {k.removeprefix(prefix): v for k, v in read_leaves(path).items() if k.startswith(prefix)}
 
 
 def read_params(path, ema: str = '') -> dict[str, np.ndarray]:

@@ -14,15 +14,30 @@ import numpy as np
 from gen_jax.engine import sharding
 from gen_jax.engine.update import prepare
 from gen_jax.rng import example_keys
-from gen_jax.types import Metric, System, Variables
+from gen_jax.types import Metric, Predict, System, Variables
 
-__all__ = ['Predictor', 'Evaluator', 'evaluate', 'numeric']
+__all__ = ['Predictor', 'Evaluator', 'evaluate', 'numeric', 'options_of']
 
 
 def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The entries that a device can hold (captions and other text stay on the host)."""
     arrays = {k: np.asarray(v) for k, v in batch.items()}
     return {k: v for k, v in arrays.items() if v.dtype.kind in 'biuf'}
+
+
+def find_predict(system: System, name: str) -> Predict:
+    """The predict of that name; ValueError with the choices if there is none."""
+    if name not in system.predict:
+        raise ValueError(f'the system has no predict {name!r}: choose from {sorted(system.predict)}')
+    return system.predict[name]
+
+
+def options_of(system: System, name: str, settings: Mapping[str, Any]):
+    """The options pytree of a predict from plain settings; unknown settings and bad values raise ValueError."""
+    try:
+        return find_predict(system, name).options(**settings)
+    except TypeError as e:
+        raise ValueError(f'settings of predict {name!r}: {e}') from None
 
 
 class Predictor:
@@ -39,16 +54,7 @@ class Predictor:
 
     def options(self, name: str, settings: Mapping[str, Any]):
         """The options pytree of a predict from plain settings; unknown settings and bad values raise ValueError."""
-        predict = self._predict(name)
-        try:
-            return predict.options(**settings)
-        except TypeError as e:
-            raise ValueError(f'settings of predict {name!r}: {e}') from None
-
-    def _predict(self, name):
-        if name not in self.system.predict:
-            raise ValueError(f'the system has no predict {name!r}: choose from {sorted(self.system.predict)}')
-        return self.system.predict[name]
+        return options_of(self.system, name, settings)
 
     def call(self, name: str, variables: Variables, *, seed: int, first: int, batch: Mapping[str, np.ndarray],
              options) -> dict[str, np.ndarray]:
@@ -57,7 +63,7 @@ class Predictor:
         Returns host arrays [B, ...].
         """
         if name not in self._jitted:
-            run = self._predict(name).run
+            run = find_predict(self.system, name).run
             self._jitted[name] = jax.jit(lambda v, k, b, o: run(v, k, prepare(b), o))
         size = len(next(iter(batch.values())))
         padded = -(-size // sharding.batch_shards(self.mesh)) * sharding.batch_shards(self.mesh)
@@ -85,8 +91,8 @@ class Evaluator(NamedTuple):
     """One entry of config.evaluate, made ready."""
 
     predict: str
-    batches: Callable[[], Iterable[Mapping]]
-    """() -> batches, with `valid` False on rows that do not count."""
+    batches: Callable[..., Iterable[Mapping]]
+    """(ledger path or None) -> batches, with `valid` False on rows that do not count."""
     metrics: Mapping[str, Metric]
     settings: Mapping[str, Any]
     seed: int
@@ -95,16 +101,26 @@ class Evaluator(NamedTuple):
     """In training: every so many steps and at the end; None: at the end only; 0: never (gen-jax evaluate does it)."""
 
 
-def evaluate(evaluator: Evaluator, predictor: Predictor, variables: Variables) -> dict[str, float]:
-    """Runs one evaluator. Outputs take precedence over batch entries of the same name."""
+def evaluate(evaluator: Evaluator, predictor: Predictor, variables: Variables, ledger=None) -> dict[str, float]:
+    """Runs one evaluator. Outputs take precedence over batch entries of the same name.
+
+    Args:
+        ledger: where corrupt items of the evaluation data are named.
+
+    Raises:
+        ValueError: two metrics that return the same name.
+    """
     states = {k: m.init() for k, m in evaluator.metrics.items()}
     options = predictor.options(evaluator.predict, evaluator.settings)
-    for out, batch in predictor.stream(evaluator.predict, variables, seed=evaluator.seed, batches=evaluator.batches(),
-                                       options=options):
+    for out, batch in predictor.stream(evaluator.predict, variables, seed=evaluator.seed,
+                                       batches=evaluator.batches(ledger), options=options):
         valid = np.asarray(batch.get('valid', np.ones(len(next(iter(out.values()))), bool)))
         joined = {k: np.asarray(v)[valid] for k, v in {**batch, **out}.items() if k != 'valid'}
         states = {k: evaluator.metrics[k].update(s, joined) for k, s in states.items()}
     results = {}
     for k, m in evaluator.metrics.items():
-        results.update(m.compute(states[k]))
+        found = m.compute(states[k])
+        if twice := set(found) & set(results):
+            raise ValueError(f'two metrics return {sorted(twice)[0]!r}: give one of them a name of its own')
+        results.update(found)
     return results

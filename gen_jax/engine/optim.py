@@ -58,9 +58,9 @@ def make_optimizer(name: str, lr: float, *, steps: int, schedule: str = 'constan
     if lr < 0:
         raise ValueError(f'optim.lr {lr}: must not be negative')
     rate = make_schedule(schedule, lr, steps, warmup_steps)
+    if weight_decay and name in ('adam', 'sgd'):
+        raise ValueError(f'optim.weight_decay with {name}: use optim.name=adamw (decoupled weight decay)')
     if name == 'adam':
-        if weight_decay:
-            raise ValueError('optim.weight_decay with adam: use optim.name=adamw (decoupled weight decay)')
         rule = optax.adam(rate, b1=b1, b2=b2, eps=eps)
     elif name == 'adamw':
         rule = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)

@@ -49,6 +49,8 @@ def make_runner(system: System, config, ema) -> Runner:
                          + (f' x {accumulate} micro-batches' if accumulate > 1 else '')
                          + f' (train.parallel={mode}): use {good} or {good + shards * accumulate}, or other '
                          'train.mesh / train.cpu_devices / train.accumulate')
+    if mode == 'pmap' and tuple(config.train.sharding) != ('.*=',):
+        raise ValueError('train.sharding is for train.parallel=jit: pmap holds the whole state on every device')
     kind = jax.devices()[0].device_kind
     rules = tuple(config.train.sharding)
     common = {'seed': config.seed, 'ema': ema, 'accumulate': accumulate}

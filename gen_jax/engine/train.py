@@ -6,6 +6,7 @@ checkpoint, so a restart truncates the logs to the restored step and goes on as 
 
 import contextlib
 import functools
+import importlib.util
 import json
 import platform
 import subprocess
@@ -21,7 +22,7 @@ import numpy as np
 from gen_jax import config as config_lib
 from gen_jax import trees
 from gen_jax.engine import writers
-from gen_jax.engine.checkpoint import Checkpoints, read_params
+from gen_jax.engine.checkpoint import Checkpoints, check_retention, read_batch_stats, read_params
 from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, numeric
 from gen_jax.engine.files import write_text
 from gen_jax.engine.images import grid, save_png, to_uint8
@@ -36,6 +37,8 @@ __all__ = ['Run', 'Result', 'NonFiniteError', 'WorkdirError', 'train', 'check_wo
 
 class NonFiniteError(FloatingPointError):
     """A loss or gradient that is not finite; says the step and the last good checkpoint."""
+
+    exit_code = 3
 
 
 class WorkdirError(RuntimeError):
@@ -79,9 +82,15 @@ def check_workdir(workdir, config) -> None:
         WorkdirError: naming the keys that differ and may not.
     """
     path = Path(workdir) / 'config.json'
-    if not path.exists():
+    if path.exists():
+        saved = config_lib.from_json(path.read_text())
+    elif (Path(workdir) / 'checkpoints').is_dir():
+        store = Checkpoints(workdir, read_only=True)
+        saved = store.meta()['config'] if store.steps() else config
+        store.close()
+    else:
         return
-    saved = config_lib.from_json(path.read_text())
+    saved = config_lib.complete(config_lib.from_json(config_lib.to_json(saved)))
     changed = {k: v for k, v in config_lib.differences(saved, config).items() if not config_lib.mutable_on_resume(k)}
     if changed:
         lines = [f'  {k}: {old!r} there, {new!r} now' for k, (old, new) in list(changed.items())[:10]]
@@ -133,11 +142,16 @@ def _initialise(run: Run, ema) -> Any:
     if not config.train.init_from:
         return state
     rules = trees.parse_rules(config.train.init_map)
-    params, kept = trees.transfer(state.params, read_params(config.train.init_from, config.train.init_ema), rules)
+    source = config.train.init_from
+    params, kept = trees.transfer(state.params, read_params(source, config.train.init_ema), rules)
+    extra = state.extra
+    if 'batch_stats' in extra and (stats := read_batch_stats(source, config.train.init_ema)):
+        extra = {**extra, 'batch_stats': trees.transfer(extra['batch_stats'], stats, rules)[0]}
     print(f'initialised {len(jax.tree.leaves(params)) - len(kept)} leaves from {config.train.init_from}'
           + (f'; {len(kept)} keep their fresh values' if kept else ''))
-    average = {k: {**v, 'params': {n: params[n] for n in v['params']}} for k, v in state.ema.items()}
-    return state._replace(params=params, ema=average)
+    average = {k: {'params': {n: params[n] for n in v['params']}, 'extra': {n: extra[n] for n in v['extra']}}
+               for k, v in state.ema.items()}
+    return state._replace(params=params, ema=average, extra=extra)
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -166,11 +180,16 @@ def train(run: Run, workdir, stop: Stop | None = None) -> Result:
             contextlib.ExitStack() as stack:
         ema = {k: dict(v) for k, v in config.train.ema.items()}
         runner = make_runner(run.system, config, ema)
+        check_retention(config.checkpoint.keep_last, config.checkpoint.keep_every, config.checkpoint.best_mode)
+        if config.log.wandb and importlib.util.find_spec('wandb') is None:
+            raise ValueError("log.wandb=True needs the extra: pip install 'gen_jax[wandb]'")
         data = run.open_data(shard_index=jax.process_index(), shard_count=jax.process_count(),
                              ledger=workdir / 'corrupt.jsonl')
         stack.callback(data.close)
         # What can be refused is refused before anything is written.
         fresh = None if (workdir / 'checkpoints').is_dir() else _initialise(run, ema)
+        if fresh is not None:
+            runner.state_shardings(fresh)
         workdir.mkdir(parents=True, exist_ok=True)
         store = Checkpoints(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every,
                             best_metric=config.checkpoint.best_metric, best_mode=config.checkpoint.best_mode)
@@ -188,8 +207,8 @@ def _start(run: Run, store: Checkpoints, runner, data, ema, fresh):
     """(placed state, first step): resume > init_from > scratch."""
     if store.steps():
         target = jax.eval_shape(lambda: init_state(run.system, run.config.seed, numeric(run.example_batch), ema))
-        run.check_data(store.meta()['data_fingerprint'], data.fingerprint)
         state, meta = store.restore(target, runner.state_shardings(target))
+        run.check_data(meta['data_fingerprint'], data.fingerprint)
         data.set_state(meta['data'])
         devices = meta['devices']
         print(f'resuming from step {meta["step"]} in {store.path}'
@@ -206,6 +225,7 @@ def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop)
     parameters = ', '.join(f'{k} {trees.count(v):,}' for k, v in state.params.items()) if start == 0 else ''
     note(f'{runner.description}; ' + (f'parameters: {parameters}' if parameters else f'from step {start}'))
     latest: dict[str, float] = {}
+    at_step: dict[str, float] = {}  # logged at this very step: what 'best by metric' may rank
     last_save, skipped, pending = start, 0, None  # pending: the last step's metrics, still on the device
     began, marked = time.perf_counter(), (time.perf_counter(), start)
 
@@ -237,16 +257,21 @@ def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop)
             log.write(at, {**values, **rates, 'steps_per_second': rate,
                            'images_per_second': rate * config.data.batch_size})
             latest.update(values)
+            at_step.update(values)
         if line:
             line.update(at, {k: v for k, v in values.items() if k.endswith('loss')})
 
     def save(at, wait=False):
         nonlocal last_save
         log.flush()
+        best = config.checkpoint.best_metric
+        if best and at_step and best not in at_step:
+            note(f'WARNING: checkpoint.best_metric {best!r} was not logged at step {at}, so this checkpoint cannot be '
+                 f'the best; logged were {sorted(at_step)}')
         store.save(at, runner.fetch(state), {
             'data': data.get_state(), 'data_fingerprint': data.fingerprint, 'devices': jax.device_count(),
             'example': describe_batch(run.example_batch), 'info': dict(run.info),
-            'config': json.loads(config_lib.to_json(config)), 'versions': versions()}, metrics=latest, wait=wait)
+            'config': json.loads(config_lib.to_json(config)), 'versions': versions()}, metrics=at_step, wait=wait)
         last_save = at
 
     step = start
@@ -254,6 +279,7 @@ def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop)
         batch = runner.put(numeric(next(data)))
         state, metrics = runner.update(state, batch)
         settle()
+        at_step.clear()
         pending = step, metrics
         end = step == steps
         if step == start + 1:
@@ -263,11 +289,13 @@ def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop)
         for name, evaluator in run.evaluators.items():
             if _due(step, evaluator.every_steps) or (end and evaluator.every_steps != 0):
                 settle()
-                results = evaluate(evaluator, predictor, variables_of(runner.fetch(state), evaluator.ema))
+                results = evaluate(evaluator, predictor, variables_of(runner.fetch(state), evaluator.ema),
+                                   ledger=workdir / 'corrupt-evaluation.jsonl')
                 results = {f'{name}/{k}': v for k, v in results.items()}
                 if results:
                     log.write(step, results)
-                latest.update({k: v for k, v in results.items() if isinstance(v, (int, float))})
+                at_step.update({k: v for k, v in results.items() if isinstance(v, (int, float))})
+                latest.update(at_step)
                 note(f'step {step}: ' + '  '.join(f'{k} {v:.4g}' for k, v in results.items() if isinstance(v, float)))
         if run.sampler and (_due(step, run.sampler.every_steps) or (end and run.sampler.every_steps != 0)):
             settle()
@@ -298,8 +326,8 @@ def sample_grid(run: Run, predictor: Predictor, variables) -> np.ndarray:
     """The sample grid of config.sample as one uint8 picture."""
     sampler = run.sampler
     options = predictor.options(sampler.predict, sampler.settings)
-    images = [out['image'] for out, _ in predictor.stream(sampler.predict, variables, seed=sampler.seed,
-                                                          batches=sampler.batches(), options=options)]
+    images = [out['image'][batch['valid']] for out, batch in predictor.stream(
+        sampler.predict, variables, seed=sampler.seed, batches=sampler.batches(None), options=options)]
     images = to_uint8(np.concatenate(images))
     scale = max(1, 48 // max(images.shape[1:3]))
     return grid(images, columns=run.config.sample.columns, scale=scale)

@@ -57,6 +57,9 @@ def init_state(system: System, seed: int, example_batch: Mapping, ema: Mapping[s
 
 
 def _average_of(params, extra, spec):
+    unknown = set(spec) - {'decay', 'warmup', 'params'}
+    if unknown or not 0.0 <= spec.get('decay', 0.999) < 1.0:
+        raise ValueError(f'train.ema {dict(spec)}: the settings are decay (0 to below 1), warmup and params')
     names = tuple(spec.get('params', ())) or tuple(params)
     unknown = [n for n in names if n not in params]
     if unknown:

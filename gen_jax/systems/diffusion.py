@@ -125,6 +125,7 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
                              '(system.null and system.cond_dropout > 0); use guidance_scale None')
         if not 0.0 <= float(settings.get('eta') or 0.0) <= 1.0:
             raise ValueError(f'eta {settings["eta"]}: expected 0 (DDIM) to 1 (DDPM variance)')
+        settings = {**dict.fromkeys(traced, 0.0), **settings}  # always there: setting eta compiles nothing anew
         return {'grid': sampling.grid(process, steps, spacing=spacing, max_steps=max_steps),
                 'guidance_scale': None if guidance_scale is None else jnp.float32(guidance_scale),
                 'solver': {k: jnp.float32(v) for k, v in settings.items()}}
@@ -141,4 +142,4 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
         return {'image': jnp.clip(point.x, -1.0, 1.0)}
 
     return System(init=init, objectives={'denoise': Objective(loss, ('unet',), 'unet')},
-                  predict={'generate': Predict(generate, options), 'losses': Predict(losses)})
+                  predict={'generate': Predict(generate, options, tuple(cond.values())), 'losses': Predict(losses)})
