@@ -150,7 +150,11 @@ def make_evaluator(config, system: System, name: str, spec: Mapping) -> Evaluato
     for key in ('n', 'batch_size', 'columns'):
         if s[key] is not None and s[key] < 1 or s['on'] == 'labels' and s[key] is None:
             raise ConfigError(f'{where}.{key} {s[key]}: at least 1')
-    options_of(system, s['predict'], s['settings'] if s['settings'].get('captions') != 'classes' else {})
+    settings = s['settings']
+    if settings.get('captions') == 'classes':  # zero-shot: the source's own list of captions, as tokens
+        source, transforms = open_split(config, s['split'])
+        settings = {'tokens': _caption_tokens(source, transforms)}
+    options_of(system, s['predict'], settings)
     conditional = 'label' in system.predict[s['predict']].reads
     if ema and ema not in config.train.ema:
         raise ConfigError(f'{where}.ema {ema!r}: choose from {sorted(config.train.ema)}, or empty for raw parameters')
@@ -164,10 +168,6 @@ def make_evaluator(config, system: System, name: str, spec: Mapping) -> Evaluato
         return pipeline.eval_batches(source, batch_size=size, transforms=transforms, limit=s['n'],
                                      ledger=ledger)
 
-    settings = s['settings']
-    if settings.get('captions') == 'classes':  # zero-shot: the source's own list of captions, as tokens
-        source, transforms = open_split(config, s['split'])
-        settings = {'tokens': _caption_tokens(source, transforms)}
     return Evaluator(s['predict'], batches, _metrics(s['metrics'], context), settings, s['seed'], ema,
                      s['every_steps'])
 

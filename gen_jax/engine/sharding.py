@@ -27,10 +27,11 @@ def expose_cpu_devices(count: int, batch_size: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     if not count:
         count = next(n for n in range(cores, 0, -1) if batch_size % n == 0)
-    if count > cores:
-        # With a thread per device and fewer cores, all threads can come to wait in collectives of which each lacks
-        # somebody (XLA aborts after 40 s). Spare threads prevent that, at some cost in speed.
-        os.environ.setdefault('NPROC', str(8 * count))
+    if count > 1:
+        # XLA takes as many threads as there are cores. All of them can come to wait in collectives of which each lacks
+        # somebody, and XLA aborts after 40 s (seen with independent all-gathers and programs from the compilation
+        # cache). Spare threads prevent that; they cost about 8 % of the speed on 2 cores.
+        os.environ.setdefault('NPROC', str(max(2 * cores, 4 if count <= cores else 8 * count)))
     try:
         jax.config.update('jax_num_cpu_devices', count)
     except RuntimeError:  # the backend already runs: whoever started it chose its devices
