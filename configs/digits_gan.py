@@ -3,7 +3,7 @@
     gen-jax train --config digits_gan --workdir runs/gan
     gen-jax evaluate --workdir runs/gan
 
-About a minute and a half on 2 CPU cores. Non-saturating loss with one-sided label smoothing; the discriminator moves
+About a minute on 2 CPU cores. Non-saturating loss with one-sided label smoothing; the discriminator moves
 first, then the generator. A support vector machine trained on real digits reads 1,000 samples:
 
 * `generate/class_fraction_min`, the rarest class: 6.4 % and 5.5 % with seeds 0 and 1 (expect above 3 %);

