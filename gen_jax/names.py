@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ['ConfigError', 'NAMESPACES', 'choices', 'lookup', 'make']
 
 NAMESPACES = ('models', 'diffusion', 'diffusion.parameterisation', 'diffusion.times', 'diffusion.weighting', 'sampling',
-              'systems', 'data.transforms', 'tokenizers', 'metrics', 'losses')
+              'systems', 'data.transforms', 'tokenizers', 'metrics')
 
 
 class ConfigError(ValueError):

@@ -37,6 +37,9 @@ def test_help_is_useful_and_imports_nothing_heavy():
 
 def test_list_names_what_configs_may_name(capsys):
     assert main(['list', 'diffusion']) == 0 and 'diffusion.cosine' in capsys.readouterr().out
+    from gen_jax.names import NAMESPACES
+    for kind in NAMESPACES:
+        assert main(['list', kind]) == 0 and f'{kind}.' in capsys.readouterr().out
     assert main(['list', 'nothing']) == 2 and 'choose from configs' in capsys.readouterr().err
 
 
