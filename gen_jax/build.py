@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from gen_jax import config as config_lib
-from gen_jax import trees
 from gen_jax.config import ConfigError, make
 from gen_jax.data import fingerprint as fingerprint_lib
 from gen_jax.data import pipeline
@@ -340,10 +339,3 @@ def load(workdir, step: int | None = None, ema: str | None = None, overrides=())
         chosen = config.sample.ema if config.sample.ema is not None else next(iter(averages), '')
     return Loaded(config, int(meta['step']), variables_of(state, chosen), predictor,
                   meta['info'].get('num_classes') or 0, state, ema, workdir)
-
-
-def describe(config) -> str:
-    """Parameter counts by name, without running anything."""
-    run = build(config)
-    target = jax.eval_shape(lambda: init_state(run.system, config.seed, numeric(run.example_batch), {}))
-    return ', '.join(f'{k} {trees.count(v):,}' for k, v in target.params.items())

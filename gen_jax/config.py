@@ -145,8 +145,8 @@ def load_config(spec: str) -> ConfigDict:
     path = Path(name) if name.endswith('.py') else config_names().get(name)
     if path is None or not path.is_file():
         kind = 'file' if name.endswith('.py') else 'config'
-        raise ConfigError(f'there is no {kind} {name!r}: {choices(name, config_names())}, or give a path to a .py '
-                          'file')
+        raise ConfigError(f'there is no {kind} {name!r}: {choices(name, config_names())} '
+                          '(or give a path to a .py file)')
     module_spec = importlib.util.spec_from_file_location(f'gen_jax_config_{path.stem}', path)
     module = importlib.util.module_from_spec(module_spec)
     if str(path.parent.resolve()) not in sys.path:  # modules beside a config file can be named in it

@@ -171,6 +171,12 @@ def test_runs_without_checkpoint_and_bad_settings(workdir, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_workdir_that_is_a_file(tmp_path, capsys):
+    (tmp_path / 'f').write_text('mine')
+    assert main(['train', '--config', 'digits:debug', '--workdir', str(tmp_path / 'f')]) == 2
+    assert 'is a file: name a folder' in capsys.readouterr().err and (tmp_path / 'f').read_text() == 'mine'
+
+
 def test_a_workdir_of_another_config(workdir, capsys):
     assert main(['train', '--config', 'digits:debug', '--workdir', str(workdir), '--config.optim.lr=1.0']) == 2
     assert 'optim.lr: 0.001 there, 1.0 now' in capsys.readouterr().err

@@ -13,6 +13,7 @@ from gen_jax.engine.signals import Stop
 from gen_jax.engine.train import train
 from gen_jax.engine.update import init_state, make_update
 from gen_jax.engine.writers import read_jsonl, without_wall_clock
+from gen_jax.trees import flat
 
 QUIET = ('--config.train.steps=2', '--config.log.every_steps=1', '--config.log.tensorboard=False',
          '--config.optim.warmup_steps=1', '--config.checkpoint.every_steps=10')
@@ -69,6 +70,21 @@ def test_pmap_and_accumulation_equal_jit():
     np.testing.assert_allclose(losses[1:], losses[0], rtol=2e-6)
     for other in params[1:]:  # Adam's first step has the size of the learning rate whatever the gradient
         chex.assert_trees_all_close(other, params[0], atol=2e-5)
+
+
+def test_starting_from_a_run_takes_its_batch_statistics(tmp_path):
+    stopped = Stop()
+    stopped.request('wall time')
+    train(build(small('digits_gan')), tmp_path / 'a', stop=stopped)
+    from gen_jax.engine.train import _initialise
+    run = build(small('digits_gan', f'--config.train.init_from={tmp_path / "a"}'))
+    state = _initialise(run, {'slow': {'decay': 0.9}})
+    theirs, fresh = read_leaves(tmp_path / 'a'), init_state(run.system, 0, numeric(run.example_batch), {})
+    ours = flat(state.extra['batch_stats'])
+    assert ours and any(not np.array_equal(v, flat(fresh.extra['batch_stats'])[k]) for k, v in ours.items())
+    for k, v in ours.items():
+        np.testing.assert_array_equal(v, theirs[f'extra/batch_stats/{k}'])
+        np.testing.assert_array_equal(flat(state.ema['slow']['extra'])[f'batch_stats/{k}'], v)
 
 
 def test_bfloat16_compute_keeps_float32_parameters():

@@ -82,6 +82,8 @@ def check_workdir(workdir, config) -> None:
         WorkdirError: naming the keys that differ and may not.
     """
     path = Path(workdir) / 'config.json'
+    if Path(workdir).exists() and not Path(workdir).is_dir():
+        raise WorkdirError(f'--workdir {workdir} is a file: name a folder, or a path that does not exist yet')
     if path.exists():
         saved = config_lib.from_json(path.read_text())
     elif (Path(workdir) / 'checkpoints').is_dir():
