@@ -16,7 +16,7 @@ from gen_jax.data import fingerprint as fingerprint_lib
 from gen_jax.data import pipeline
 from gen_jax.data.sources import open_source
 from gen_jax.engine.checkpoint import CheckpointError, Checkpoints
-from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, numeric, options_of
+from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, options_of
 from gen_jax.engine.optim import make_optimizer, make_schedule
 from gen_jax.engine.sharding import make_mesh
 from gen_jax.engine.train import Run
