@@ -46,7 +46,9 @@ class Denoised(NamedTuple):
     x0: Array
     eps: Array
     log_var: Array | None = None
-    """Learned log variance of the reverse step (iDDPM, ADM), or None."""
+    """Learned variance of the reverse step, shaped like x, or None: the weight v, 0 .. 1 where well trained, that
+    interpolates its logarithm between the posterior's (0) and the forward step's (1), which the solver knows because
+    it knows both levels (Nichol & Dhariwal 2021, Eq. 15)."""
     aux: PyTree = ()
     """Self-conditioning, caches: carried to the next step by the sampling scan."""
 

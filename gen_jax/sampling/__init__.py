@@ -3,8 +3,9 @@
 from gen_jax.sampling.base import chain, prior, repeat, sample
 from gen_jax.sampling.grids import grid
 from gen_jax.sampling.solvers import ddim, ddpm, euler, heun
+from gen_jax.sampling.table import SAMPLERS
 
-SOLVERS = ('ddpm', 'ddim', 'euler', 'heun')
+SOLVERS = tuple(name for name, row in SAMPLERS.items() if row.kind == 'solver')
 """Names of the solvers, for configs and error messages."""
 
 __all__ = ['SOLVERS', 'sample', 'chain', 'repeat', 'prior', 'grid', 'ddpm', 'ddim', 'euler', 'heun']

@@ -1,0 +1,33 @@
+"""Every solver and corrector, one row each: what it claims, for the conformance tests, docs and error messages.
+
+The names are those of the functions that `gen_jax.sampling` exports; adding a sampler is writing the function and
+its row.
+"""
+
+from typing import NamedTuple
+
+__all__ = ['Row', 'SAMPLERS']
+
+
+class Row(NamedTuple):
+    """What a sampler claims of itself."""
+
+    order: int | None
+    """Order of convergence to the probability-flow ODE, primed history granted; None if stochastic."""
+    calls: float
+    """Calls of the denoiser per step, away from the ends."""
+    stochastic: bool
+    reference: str
+    """Paper and equation or algorithm."""
+    parity: str = ''
+    """Name of the reference implementation with which golden parity is tested, or empty."""
+    kind: str = 'solver'
+    """'solver': from level to level; 'corrector': stays on its level (for `chain`)."""
+
+
+SAMPLERS = {
+    'ddpm': Row(None, 1, True, 'Ho et al. 2020, Algorithm 2', 'diffusers.DDPMScheduler'),
+    'ddim': Row(1, 1, False, 'Song et al. 2021, Eq. 12 (eta > 0: stochastic)', 'diffusers.DDIMScheduler'),
+    'euler': Row(1, 1, False, 'Karras et al. 2022, Eq. 3', 'diffusers.EulerDiscreteScheduler'),
+    'heun': Row(2, 2, False, 'Karras et al. 2022, Algorithm 1', 'diffusers.HeunDiscreteScheduler'),
+}
