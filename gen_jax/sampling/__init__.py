@@ -1,6 +1,7 @@
 """Sampling: the scan (base), solvers and grids."""
 
 from gen_jax.sampling.base import chain, prior, repeat, sample
+from gen_jax.sampling.grid_edits import reverse, truncate
 from gen_jax.sampling.grids import grid
 from gen_jax.sampling.solvers import ddim, ddpm, euler, heun
 from gen_jax.sampling.table import SAMPLERS
@@ -8,4 +9,5 @@ from gen_jax.sampling.table import SAMPLERS
 SOLVERS = tuple(name for name, row in SAMPLERS.items() if row.kind == 'solver')
 """Names of the solvers, for configs and error messages."""
 
-__all__ = ['SOLVERS', 'sample', 'chain', 'repeat', 'prior', 'grid', 'ddpm', 'ddim', 'euler', 'heun']
+__all__ = ['SOLVERS', 'sample', 'chain', 'repeat', 'prior', 'grid', 'truncate', 'reverse',
+           'ddpm', 'ddim', 'euler', 'heun']
