@@ -5,6 +5,17 @@ The constructors of `gen_jax.diffusion.process` are re-exported here, so that a 
 parameterisation.
 """
 
-from gen_jax.diffusion.process import cosine, discrete, discrete_ddpm, edm, flow, sub_vp, ve, vp
+from gen_jax.diffusion.process import (
+    cosine,
+    discrete,
+    discrete_ddpm,
+    discrete_ve,
+    edm,
+    flow,
+    linear_log_snr,
+    sub_vp,
+    ve,
+    vp,
+)
 
-__all__ = ['vp', 'sub_vp', 've', 'cosine', 'edm', 'flow', 'discrete', 'discrete_ddpm']
+__all__ = ['vp', 'sub_vp', 've', 'cosine', 'linear_log_snr', 'edm', 'flow', 'discrete', 'discrete_ddpm', 'discrete_ve']

@@ -1,4 +1,4 @@
-"""The reverse step between two levels: mean and variances of q(x_s | x_t, x0), in ONE place.
+"""The steps between two levels, in ONE place: q(x_t | x_s), and mean and variances of the reverse q(x_s | x_t, x0).
 
 With r = (alpha_t sigma_s) / (alpha_s sigma_t), the square root of SNR_t / SNR_s, the posterior has variance
 sigma_s^2 (1 - r^2) and the forward step q(x_t | x_s) has sigma_t^2 (1 - r^2), which is beta_t on a table of betas.
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from gen_jax.diffusion.process import expand
 from gen_jax.types import Array, Level
 
-__all__ = ['MIN_VARIANCE', 'Posterior', 'interpolate_log_var', 'one_minus_r2', 'posterior', 'posterior_mean']
+__all__ = ['MIN_VARIANCE', 'Posterior', 'interpolate_log_var', 'one_minus_r2', 'posterior', 'posterior_mean',
+           'transition']
 
 MIN_VARIANCE = 1e-20
 """Variances are not less than this where their logarithm is taken."""
@@ -37,6 +38,17 @@ def one_minus_r2(t: Level, s: Level) -> tuple[Array, Array]:
     r = signal / jnp.where(noise == 0, 1.0, noise)
     r = jnp.where(noise == 0, 1.0, jnp.minimum(r, 1.0))  # already at the data: nothing is left to draw
     return (1.0 - r) * (1.0 + r), r * r
+
+
+def transition(s: Level, t: Level) -> tuple[Array, Array]:
+    """(scale, std) of the forward kernel q(x_t | x_s) = N(scale x_s, std^2 I), from less to more noise.
+
+    scale = alpha_t / alpha_s and std^2 = sigma_t^2 - scale^2 sigma_s^2 = sigma_t^2 (1 - r^2) (VDM, Eq. 21-22; Kingma et
+    al. 2021), which is exact at the data, at pure noise and where both levels are one. From alpha_s = 0, where the ratio
+    says nothing, x_s is kept.
+    """
+    gone = s.alpha == 0
+    return jnp.where(gone, 1.0, t.alpha / jnp.where(gone, 1.0, s.alpha)), t.sigma * jnp.sqrt(one_minus_r2(t, s)[0])
 
 
 def posterior(t: Level, s: Level, above: Level | None = None) -> Posterior:

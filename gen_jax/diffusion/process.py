@@ -1,8 +1,9 @@
-"""Diffusion processes x_t = alpha(t) x0 + sigma(t) eps: continuous ones, and tables of betas.
+"""Diffusion processes x_t = alpha(t) x0 + sigma(t) eps: continuous ones, tables of betas and of sigmas.
 
 Every function answers in kind: numpy or Python numbers give float64 numpy (grids are made so), JAX arrays give JAX
 arrays (training). Nothing here is written out per kind of process beyond alpha, sigma and the inverse of
-lambda(t) = log(alpha / sigma); drift and diffusion follow by differentiation.
+lambda(t) = log(alpha / sigma); drift, diffusion and prior follow from them, and the
+kernels between two levels are in `gen_jax.diffusion.posterior`.
 """
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from gen_jax.types import Array, Level, Process
 
-__all__ = ['vp', 'sub_vp', 've', 'cosine', 'edm', 'flow', 'discrete', 'discrete_ddpm']
+__all__ = ['vp', 'sub_vp', 've', 'cosine', 'linear_log_snr', 'edm', 'flow', 'discrete', 'discrete_ddpm', 'discrete_ve']
 
 
 def _numeric(t):
@@ -66,6 +67,17 @@ def diffusion(process: Process, t) -> Array:
     t = jnp.asarray(t, jnp.result_type(float))
     growth = _derivative(lambda t: process.sigma(t) ** 2, t)
     return jnp.sqrt(jnp.maximum(growth - 2.0 * drift(process, t) * process.sigma(t) ** 2, 0.0))
+
+
+def prior_std(process: Process) -> float:
+    """sigma at t_max: the standard deviation of x_T, where sampling and likelihoods start from N(0, sigma^2 I)."""
+    return float(process.sigma(process.t_max))
+
+
+def prior_log_density(process: Process, x: Array) -> Array:
+    """log N(x; 0, prior_std^2 I) in nats, summed over the dimensions: x [B, ...] -> [B]."""
+    std, x = prior_std(process), x.reshape(x.shape[0], -1)
+    return -0.5 * jnp.sum(jnp.square(x / std), axis=1) - x.shape[1] * float(np.log(std * np.sqrt(2.0 * np.pi)))
 
 
 def _positive(**values):
@@ -212,6 +224,22 @@ def cosine(log_snr_max: float = 20.0, log_snr_min: float = -20.0) -> Process:
     return Process(alpha, sigma, inverse, 0.0, 1.0)
 
 
+def linear_log_snr(log_snr_max: float = 13.3, log_snr_min: float = -5.0) -> Process:
+    """Variance preserving, log(alpha^2 / sigma^2) linear in t over [0, 1] (VDM, Appendix B; Kingma et al. 2021)."""
+    _increasing('log_snr_min', log_snr_min, 'log_snr_max', log_snr_max)
+    span = log_snr_max - log_snr_min
+
+    def half(t, sign):  # log of sigmoid(sign log_snr), halved
+        xp, t = _numeric(t)
+        return xp.exp(-0.5 * _softplus(xp, -sign * (log_snr_max - span * t)))
+
+    def inverse(lam):
+        _, lam = _numeric(lam)
+        return (log_snr_max - 2.0 * lam) / span
+
+    return Process(lambda t: half(t, 1.0), lambda t: half(t, -1.0), inverse, 0.0, 1.0)
+
+
 def discrete(betas) -> Process:
     """A table of betas [T] (Ho et al. 2020): t is the index 0 .. T-1 and alpha_t^2 = prod_{i <= t} (1 - beta_i).
 
@@ -296,3 +324,34 @@ def discrete_ddpm(schedule: str = 'linear', beta_start: float = 1e-4, beta_end: 
         alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
         betas = 1.0 - np.concatenate([alphas[:1], alphas[1:] / alphas[:-1]]) ** 2
     return discrete(betas)
+
+
+def discrete_ve(sigma_max: float = 1.0, sigma_min: float = 0.01, n: int = 10) -> Process:
+    """NCSN's n sigmas in geometric progression, alpha = 1 (Song & Ermon 2019, Sec. 4.3; Song et al. 2021, Eq. 9).
+
+    t = 0 is sigma_min and t = n - 1 is sigma_max, so that noise grows with t as in every process; the papers count from
+    the other end, which the label 'descending' of a parameterisation does. Fractional t interpolates geometrically,
+    and any t < 0 is the data (sigma = 0), written t = -1.
+
+    Raises:
+        ValueError: sigmas out of order or not positive, n < 2.
+    """
+    _positive(sigma_min=sigma_min)
+    _increasing('sigma_min', sigma_min, 'sigma_max', sigma_max)
+    if n < 2:
+        raise ValueError(f'n must be at least 2 sigmas, got {n}.')
+    low, step = float(np.log(sigma_min)), float(np.log(sigma_max / sigma_min)) / (n - 1)
+
+    def sigma(t):
+        xp, t = _numeric(t)
+        return xp.where(t < 0, 0.0, xp.exp(low + step * t))
+
+    def inverse(lam):
+        xp, lam = _numeric(lam)
+        return xp.where(xp.isposinf(lam), -1.0, (-lam - low) / step)
+
+    def alpha(t):  # of a float dtype also where t is an integer
+        xp, t = _numeric(t)
+        return xp.ones_like(t, None if xp is np else jnp.result_type(t.dtype, 0.0))
+
+    return Process(alpha, sigma, inverse, 0.0, float(n - 1), n)
