@@ -40,14 +40,30 @@ def from_eps(x: Array, eps: Array, level: Level) -> Denoised:
     return Denoised(_divide(x - sigma * eps, alpha), eps)
 
 
-def _make(convert, target, label_scale, c_in=lambda level: 1.0, label=None) -> Parameterisation:
-    def default_label(level: Level, process: Process) -> Array:
-        scale = label_scale
-        if scale is None:
-            scale = 1000.0 if process.steps is None and process.t_max <= 1.0 else 1.0
-        return jnp.asarray(level.t) * scale
+def _scaled_t(level: Level, process: Process, scale: float | None) -> Array:
+    if scale is None:
+        scale = 1000.0 if process.steps is None and process.t_max <= 1.0 else 1.0
+    return jnp.asarray(level.t) * scale
 
-    label = label or default_label
+
+def _descending(level: Level, process: Process, scale: float | None) -> Array:
+    if process.steps is None:
+        raise ValueError("label='descending' counts the rows of a table, this process is continuous; use 't' or 'sigma'.")
+    return jnp.clip(jnp.round(process.steps - 1.0 - level.t), 0, process.steps - 1)
+
+
+LABELS = {'t': _scaled_t, 'sigma': lambda level, process, scale: jnp.asarray(level.sigma), 'descending': _descending}
+
+
+def _label(name: str, label_scale: float | None):
+    if name not in LABELS:
+        raise ValueError(f'Unknown label {name!r}; choose one of {sorted(LABELS)}.')
+    if label_scale is not None and name != 't':
+        raise ValueError(f"label_scale={label_scale} scales the label 't', not {name!r}; leave it out.")
+    return lambda level, process: LABELS[name](level, process, label_scale)
+
+
+def _make(convert, target, label, c_in=lambda level: 1.0) -> Parameterisation:
 
     def denoiser(network: Callable[..., Array], process: Process) -> DenoiseFn:
         def denoise(x: Array, level: Level, cond: Cond) -> Denoised:
@@ -66,49 +82,58 @@ def _make(convert, target, label_scale, c_in=lambda level: 1.0, label=None) -> P
     return Parameterisation(denoiser, checked_target, label, c_in)
 
 
-def eps(label_scale: float | None = None) -> Parameterisation:
+def eps(label_scale: float | None = None, label: str = 't') -> Parameterisation:
     """The network predicts the noise (Ho et al. 2020, Eq. 14).
 
     Args:
-        label_scale: the network is told label_scale * t. None means 1000 where time runs over [0, 1], as trained by
-            Song et al. 2021, and 1 for the indices of a discrete table or any other unit of time.
+        label_scale: the network is told label_scale * t. None means 1000 where time runs over [0, 1], and 1 for the
+            indices of a discrete table or any other unit of time. (Song et al. 2021 trained VP with 999.)
+        label: 't'; 'sigma', which NCSN++ is told (Song et al. 2021, Appendix G); or 'descending', the row of a table
+            counted from its greatest noise as NCSN and NCSNv2 do: steps - 1 - t, an integer.
+
+    Raises:
+        ValueError: unknown label, label_scale for another label than 't'; at trace time, 'descending' without a table.
     """
-    return _make(from_eps, lambda x0, eps, alpha, sigma: eps, label_scale)
+    return _make(from_eps, lambda x0, eps, alpha, sigma: eps, _label(label, label_scale))
 
 
-def x0(label_scale: float | None = None) -> Parameterisation:
-    """The network predicts the clean image. `label_scale` as in `eps`."""
-    return _make(from_x0, lambda x0, eps, alpha, sigma: x0, label_scale)
+def x0(label_scale: float | None = None, label: str = 't') -> Parameterisation:
+    """The network predicts the clean image. `label_scale` and `label` as in `eps`."""
+    return _make(from_x0, lambda x0, eps, alpha, sigma: x0, _label(label, label_scale))
 
 
-def v(label_scale: float | None = None) -> Parameterisation:
-    """v = alpha eps - sigma x0 (Salimans & Ho 2022, Sec. 4). `label_scale` as in `eps`."""
+def v(label_scale: float | None = None, label: str = 't') -> Parameterisation:
+    """v = alpha eps - sigma x0 (Salimans & Ho 2022, Sec. 4). `label_scale` and `label` as in `eps`."""
 
     def convert(x, raw, level):
         alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
         norm = alpha ** 2 + sigma ** 2  # 1 for variance preserving processes
         return Denoised((alpha * x - sigma * raw) / norm, (sigma * x + alpha * raw) / norm)
 
-    return _make(convert, lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0, label_scale)
+    return _make(convert, lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0, _label(label, label_scale))
 
 
-def score(label_scale: float | None = None) -> Parameterisation:
-    """The gradient of log p_t(x), -eps / sigma (Song et al. 2021, Eq. 7); the target is 0 at sigma = 0."""
+def score(label_scale: float | None = None, label: str = 't') -> Parameterisation:
+    """The gradient of log p_t(x), -eps / sigma (Song et al. 2021, Eq. 7); the target is 0 at sigma = 0.
+
+    Networks that divide their last layer by sigma (NCSNv2, NCSN++) return this score, so this is their parameterisation;
+    what stands before the division is -eps. `label_scale` and `label` as in `eps`.
+    """
 
     def convert(x, raw, level):
         return from_eps(x, -expand(level.sigma, x) * raw, level)
 
-    return _make(convert, lambda x0, eps, alpha, sigma: -_divide(eps, sigma), label_scale)
+    return _make(convert, lambda x0, eps, alpha, sigma: -_divide(eps, sigma), _label(label, label_scale))
 
 
-def flow(label_scale: float | None = None) -> Parameterisation:
+def flow(label_scale: float | None = None, label: str = 't') -> Parameterisation:
     """The velocity eps - x0 of rectified flow, dx/dt where alpha = 1 - t and sigma = t (Liu et al. 2023, Eq. 1)."""
 
     def convert(x, raw, level):
         alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
         return Denoised((x - sigma * raw) / (alpha + sigma), (x + alpha * raw) / (alpha + sigma))
 
-    return _make(convert, lambda x0, eps, alpha, sigma: eps - x0, label_scale)
+    return _make(convert, lambda x0, eps, alpha, sigma: eps - x0, _label(label, label_scale))
 
 
 def edm(sigma_data: float = 0.5) -> Parameterisation:
@@ -138,4 +163,4 @@ def edm(sigma_data: float = 0.5) -> Parameterisation:
         alpha, sigma = jnp.maximum(level.alpha, tiny), jnp.maximum(level.sigma, tiny)
         return 0.25 * (jnp.log(sigma) - jnp.log(alpha))
 
-    return _make(convert, target, None, lambda level: 1.0 / n(level.alpha, level.sigma), label)
+    return _make(convert, target, label, lambda level: 1.0 / n(level.alpha, level.sigma))

@@ -43,9 +43,9 @@ def one_minus_r2(t: Level, s: Level) -> tuple[Array, Array]:
 def transition(s: Level, t: Level) -> tuple[Array, Array]:
     """(scale, std) of the forward kernel q(x_t | x_s) = N(scale x_s, std^2 I), from less to more noise.
 
-    scale = alpha_t / alpha_s and std^2 = sigma_t^2 - scale^2 sigma_s^2 = sigma_t^2 (1 - r^2) (VDM, Eq. 21-22; Kingma et
-    al. 2021), which is exact at the data, at pure noise and where both levels are one. From alpha_s = 0, where the ratio
-    says nothing, x_s is kept.
+    scale = alpha_t / alpha_s and std^2 = sigma_t^2 - scale^2 sigma_s^2 = sigma_t^2 (1 - r^2) (VDM, Eq. 21-22), which
+    is exact at the data, at pure noise and where both levels are one. From alpha_s = 0, where the ratio says nothing,
+    x_s is kept.
     """
     gone = s.alpha == 0
     return jnp.where(gone, 1.0, t.alpha / jnp.where(gone, 1.0, s.alpha)), t.sigma * jnp.sqrt(one_minus_r2(t, s)[0])

@@ -2,8 +2,8 @@
 
 Every function answers in kind: numpy or Python numbers give float64 numpy (grids are made so), JAX arrays give JAX
 arrays (training). Nothing here is written out per kind of process beyond alpha, sigma and the inverse of
-lambda(t) = log(alpha / sigma); drift, diffusion and prior follow from them, and the
-kernels between two levels are in `gen_jax.diffusion.posterior`.
+lambda(t) = log(alpha / sigma); drift, diffusion and prior follow from them. The kernels between two levels
+are in `gen_jax.diffusion.posterior`.
 """
 
 import jax
