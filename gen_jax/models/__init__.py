@@ -1,5 +1,30 @@
 """One published architecture per file; every factory is found here by name."""
 
+from gen_jax.models.adm import (
+    ADMUNet,
+    adm_imagenet64,
+    adm_imagenet128,
+    adm_imagenet256,
+    adm_imagenet512,
+    adm_lsun256,
+    adm_tiny,
+    adm_upsampler_64_256,
+    adm_upsampler_128_512,
+    iddpm_cifar10,
+    iddpm_digits,
+    iddpm_imagenet64,
+    iddpm_lsun256,
+    iddpm_upsampler_64_256,
+)
+from gen_jax.models.adm_classifier import (
+    ADMClassifier,
+    adm_classifier_digits,
+    adm_classifier_imagenet64,
+    adm_classifier_imagenet128,
+    adm_classifier_imagenet256,
+    adm_classifier_imagenet512,
+    adm_classifier_tiny,
+)
 from gen_jax.models.clip import CLIP, clip_shapes, clip_tiny, clip_vit_b32
 from gen_jax.models.dcgan import (
     DCGANDiscriminator,
@@ -13,11 +38,27 @@ from gen_jax.models.unet import UNet2D, ddpm_celebahq_256, ddpm_cifar10, unet_di
 from gen_jax.models.vae import MLPVAE, vae_digits, vae_tiny
 
 __all__ = [
+    'ADMClassifier',
+    'ADMUNet',
     'CLIP',
     'DCGANDiscriminator',
     'DCGANGenerator',
     'MLPVAE',
     'UNet2D',
+    'adm_classifier_digits',
+    'adm_classifier_imagenet128',
+    'adm_classifier_imagenet256',
+    'adm_classifier_imagenet512',
+    'adm_classifier_imagenet64',
+    'adm_classifier_tiny',
+    'adm_imagenet128',
+    'adm_imagenet256',
+    'adm_imagenet512',
+    'adm_imagenet64',
+    'adm_lsun256',
+    'adm_tiny',
+    'adm_upsampler_128_512',
+    'adm_upsampler_64_256',
     'clip_shapes',
     'clip_tiny',
     'clip_vit_b32',
@@ -27,6 +68,11 @@ __all__ = [
     'dcgan_generator_digits',
     'ddpm_celebahq_256',
     'ddpm_cifar10',
+    'iddpm_cifar10',
+    'iddpm_digits',
+    'iddpm_imagenet64',
+    'iddpm_lsun256',
+    'iddpm_upsampler_64_256',
     'unet_digits',
     'unet_tiny',
     'vae_digits',

@@ -4,10 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_jax.nn.initializers import torch_default
 from gen_jax.nn.norms import GroupNorm
 from gen_jax.types import Array
 
-__all__ = ['IMPLEMENTATIONS', 'Attention', 'dot_product_attention']
+__all__ = ['IMPLEMENTATIONS', 'Attention', 'AttentionPool2d', 'FusedAttention', 'dot_product_attention', 'split_heads']
 
 IMPLEMENTATIONS = (None, 'matmul', 'xla', 'cudnn')
 
@@ -109,3 +110,93 @@ class Attention(nn.Module):
         y = dot_product_attention(q, k, v, implementation=self.implementation).reshape(b, h * w, c)
         y = nn.Dense(c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='to_out.0')(y)
         return (x + y.reshape(b, h, w, c)) / self.rescale_output_factor
+
+
+def split_heads(qkv: Array, num_heads: int, legacy: bool) -> tuple[Array, Array, Array]:
+    """The output of one fused projection as q, k and v: [B, N, 3 C] -> three of [B, N, H, C / H].
+
+    Args:
+        num_heads: H; divides C.
+        legacy: the channels are ordered (head, q/k/v, D), as in iDDPM and most ADM weights, not (q/k/v, head, D).
+
+    Raises:
+        ValueError: H does not divide C.
+    """
+    b, n, c = qkv.shape
+    if num_heads < 1 or c % (3 * num_heads):
+        raise ValueError(f'{num_heads} heads do not divide the {c // 3} channels; choose a divisor of them')
+    if legacy:
+        qkv = qkv.reshape(b, n, num_heads, 3, -1)
+        return qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
+    qkv = qkv.reshape(b, n, 3, num_heads, -1)
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+
+class FusedAttention(nn.Module):
+    """Self-attention over pixels with one projection to q, k and v: `norm`, `qkv`, `proj_out`, and the residual.
+
+    Nichol & Dhariwal, 2021 (https://arxiv.org/abs/2102.09672), and Dhariwal & Nichol, 2021. The projections are
+    convolutions over a sequence, as their weights are; `proj_out` starts at zero.
+
+    Attributes:
+        num_heads: divides C.
+        legacy: the order of the channels of `qkv`, see `split_heads`.
+        num_groups: of the norm.
+        dtype: compute dtype; parameters are float32.
+        implementation: see `dot_product_attention`.
+    """
+
+    num_heads: int
+    legacy: bool = True
+    num_groups: int = 32
+    dtype: jnp.dtype | None = None
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, H, W, C]."""
+        b, h, w, c = x.shape
+        y = GroupNorm(self.num_groups, dtype=self.dtype, name='norm')(x).reshape(b, h * w, c)
+        y = nn.Conv(3 * c, (1,), kernel_init=torch_default, dtype=self.dtype, name='qkv')(y)
+        q, k, v = split_heads(y, self.num_heads, self.legacy)
+        y = dot_product_attention(q, k, v, implementation=self.implementation).reshape(b, h * w, c)
+        y = nn.Conv(c, (1,), kernel_init=nn.initializers.zeros, dtype=self.dtype, name='proj_out')(y)
+        return x + y.reshape(b, h, w, c)
+
+
+class AttentionPool2d(nn.Module):
+    """One vector of an image: what its mean looks up among its pixels, [B, H, W, C] -> [B, features].
+
+    Radford et al., 2021 (https://arxiv.org/abs/2103.00020), section 2.4, with the fused projections of ADM's
+    classifier: `positional_embedding` [C, H W + 1] (the mean first), `qkv_proj`, `c_proj`.
+
+    Attributes:
+        features: length of the output.
+        num_heads: divides C.
+        dtype: compute dtype; parameters are float32.
+
+    Raises:
+        ValueError: on another image size than the weights', whose positions are learned.
+    """
+
+    features: int
+    num_heads: int
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, features]."""
+        b, h, w, c = x.shape
+        x = x.reshape(b, h * w, c)
+        x = jnp.concatenate([x.mean(1, keepdims=True), x], 1)
+        if self.has_variable('params', 'positional_embedding'):
+            n = self.get_variable('params', 'positional_embedding').shape[1] - 1
+            if n != h * w:
+                raise ValueError(f'attention pooling of {h}x{w} features with learned positions for {n} of them; give '
+                                 'images of the size that the weights were trained at')
+        position = self.param('positional_embedding', nn.initializers.normal(c ** -0.5), (c, h * w + 1), jnp.float32)
+        x = x + position.T.astype(x.dtype)
+        y = nn.Conv(3 * c, (1,), kernel_init=torch_default, dtype=self.dtype, name='qkv_proj')(x)
+        q, k, v = split_heads(y, self.num_heads, legacy=False)
+        y = dot_product_attention(q[:, :1], k, v).reshape(b, 1, c)
+        return nn.Conv(self.features, (1,), kernel_init=torch_default, dtype=self.dtype, name='c_proj')(y)[:, 0]
