@@ -1,5 +1,8 @@
 """Scaled dot-product attention, and the attention block of the diffusion UNets."""
 
+from collections.abc import Callable, Mapping
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -73,22 +76,32 @@ class Attention(nn.Module):
 
     Attributes:
         head_dim: channels of a head; divides C.
-        norm_num_groups: groups of the norm in front; None leaves the norm out.
+        norm_num_groups: groups of the norm in front; None leaves the norm out, 'auto' is `GroupNorm`'s own rule.
         epsilon: of the norm.
         rescale_output_factor: the sum with the residual is divided by it.
         dtype: compute dtype; parameters are float32.
         implementation: see `dot_product_attention`.
+        names: sub-module -> its name in a published checkpoint, for families that do not call them as diffusers does.
+        projection: the layer that makes q, k, v and the output: projection(features, kernel_init=, dtype=, name=).
+        fused: q, k and v come from one projection, `to_qkv`, whose channels count (head, channel of the head, q/k/v).
+        kernel_init: of the kernels of q, k and v.
+        zero_init: of the output's kernel.
 
     Raises:
         ValueError: head_dim does not divide C.
     """
 
     head_dim: int
-    norm_num_groups: int | None = 32
+    norm_num_groups: int | Literal['auto'] | None = 32
     epsilon: float = 1e-5
     rescale_output_factor: float = 1.0
     dtype: jnp.dtype | None = None
     implementation: str | None = None
+    names: Mapping[str, str] | None = None
+    projection: Callable[..., nn.Module] = nn.Dense
+    fused: bool = False
+    kernel_init: Callable = dense_init
+    zero_init: Callable = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -99,17 +112,24 @@ class Attention(nn.Module):
                 f'attention_head_dim={self.head_dim} does not divide the {c} channels at {".".join(self.path)}; '
                 f'choose one of {", ".join(str(d) for d in range(1, c + 1) if c % d == 0)}, or None for one head'
             )
+
+        def named(name):
+            return (self.names or {}).get(name, name)
+
+        def project(features, init, name):
+            return self.projection(features, kernel_init=init, dtype=self.dtype, name=named(name))
+
         y = x
         if self.norm_num_groups is not None:
-            y = GroupNorm(self.norm_num_groups, self.epsilon, self.dtype, name='group_norm')(y)
-        y = y.reshape(b, h * w, c)
-        q, k, v = (
-            nn.Dense(c, kernel_init=dense_init, dtype=self.dtype, name=name)(y).reshape(b, h * w, -1, self.head_dim)
-            for name in ('to_q', 'to_k', 'to_v')
-        )
-        y = dot_product_attention(q, k, v, implementation=self.implementation).reshape(b, h * w, c)
-        y = nn.Dense(c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='to_out.0')(y)
-        return (x + y.reshape(b, h, w, c)) / self.rescale_output_factor
+            y = GroupNorm(self.norm_num_groups, self.epsilon, self.dtype, name=named('group_norm'))(y)
+        heads = (b, h * w, c // self.head_dim, self.head_dim)
+        if self.fused:
+            qkv = project(3 * c, self.kernel_init, 'to_qkv')(y).reshape(*heads, 3)
+            q, k, v = (qkv[..., i] for i in range(3))
+        else:
+            q, k, v = (project(c, self.kernel_init, name)(y).reshape(heads) for name in ('to_q', 'to_k', 'to_v'))
+        y = dot_product_attention(q, k, v, implementation=self.implementation).reshape(x.shape)
+        return (x + project(c, self.zero_init, 'to_out.0')(y)) / self.rescale_output_factor
 
 
 def split_heads(qkv: Array, num_heads: int, legacy: bool) -> tuple[Array, Array, Array]:

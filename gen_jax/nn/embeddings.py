@@ -52,16 +52,25 @@ class GaussianFourierProjection(nn.Module):
     """Random Fourier features of a log noise level: t [B] > 0 -> float32 [B, 2 dim].
 
     [sin(2 pi w log t), cos(2 pi w log t)] with fixed w ~ N(0, scale^2); Song et al., 2021
-    (https://arxiv.org/abs/2011.13456), Appendix C.1. The frequencies are the parameter `weight`, which gets no
-    gradient; keep weight decay away from it.
+    (https://arxiv.org/abs/2011.13456), Appendix C.1. The frequencies are a parameter, which gets no gradient; keep
+    weight decay away from it.
+
+    Attributes:
+        dim: number of frequencies.
+        scale: their standard deviation.
+        log: False if t is a logarithm already.
+        param_name: what the published checkpoint calls the frequencies.
     """
 
     dim: int
     scale: float = 16.0
+    log: bool = True
+    param_name: str = 'weight'
 
     @nn.compact
     def __call__(self, t: Array) -> Array:
-        """t [B], positive -> float32 [B, 2 dim]."""
-        w = lax.stop_gradient(self.param('weight', nn.initializers.normal(self.scale), (self.dim,), jnp.float32))
-        angle = jnp.log(t.astype(jnp.float32))[:, None] * w * (2 * np.pi)
+        """t [B], positive if its logarithm is to be taken -> float32 [B, 2 dim]."""
+        w = self.param(self.param_name, nn.initializers.normal(self.scale), (self.dim,), jnp.float32)
+        t = t.astype(jnp.float32)
+        angle = (jnp.log(t) if self.log else t)[:, None] * lax.stop_gradient(w) * (2 * np.pi)
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)

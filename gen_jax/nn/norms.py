@@ -1,5 +1,7 @@
 """Normalisation with float32 statistics, whatever the compute dtype."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
@@ -16,7 +18,7 @@ class GroupNorm(nn.Module):
     group; Wu & He, 2018 (https://arxiv.org/abs/1803.08494), Eq. 1-3.
 
     Attributes:
-        num_groups: divides C.
+        num_groups: divides C; 'auto' is min(32, C // 4), the rule of score_sde and EDM.
         epsilon: added to the variance.
         dtype: of the output; None keeps the input's.
 
@@ -24,7 +26,7 @@ class GroupNorm(nn.Module):
         ValueError: num_groups does not divide C.
     """
 
-    num_groups: int
+    num_groups: int | Literal['auto']
     epsilon: float = 1e-5
     dtype: jnp.dtype | None = None
 
@@ -32,14 +34,15 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x [B, ..., C] -> the same shape."""
         b, c = x.shape[0], x.shape[-1]
-        if self.num_groups < 1 or c % self.num_groups:
+        groups = min(32, max(c // 4, 1)) if self.num_groups == 'auto' else self.num_groups
+        if groups < 1 or c % groups:
             raise ValueError(
-                f'norm_num_groups={self.num_groups} does not divide the {c} channels at {".".join(self.path)}; '
+                f'norm_num_groups={groups} does not divide the {c} channels at {".".join(self.path)}; '
                 f'choose one of {", ".join(str(g) for g in range(1, c + 1) if c % g == 0)}'
             )
         scale = self.param('scale', nn.initializers.ones, (c,), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (c,), jnp.float32)
-        y = x.astype(jnp.float32).reshape(b, -1, self.num_groups, c // self.num_groups)
+        y = x.astype(jnp.float32).reshape(b, -1, groups, c // groups)
         # Centre first: E[x^2] - E[x]^2 cancels in float32 when the mean is large against the spread.
         y = y - y.mean((1, 3), keepdims=True)
         y = y * lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.epsilon)

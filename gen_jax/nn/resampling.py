@@ -1,11 +1,16 @@
 """Halving and doubling the resolution."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from gen_jax.types import Array
 
-__all__ = ['Downsample2D', 'Upsample2D', 'average_pool', 'upsample_nearest']
+__all__ = ['Downsample2D', 'Upsample2D', 'average_pool', 'fir_downsample', 'fir_filter', 'fir_upsample',
+           'upsample_nearest']
 
 conv_init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 
@@ -20,6 +25,75 @@ def average_pool(x: Array) -> Array:
     """Means of 2x2 tiles: [B, 2H, 2W, C] -> [B, H, W, C]."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def fir_taps(filter: Sequence[float]) -> list[float]:
+    """The filter scaled to the sum 1.
+
+    Raises:
+        ValueError: of odd length or not symmetric; such a filter would shift the image.
+    """
+    taps = np.asarray(filter, np.float64)
+    if taps.ndim != 1 or not taps.size or taps.size % 2 or (taps != taps[::-1]).any() or not taps.sum() > 0:
+        raise ValueError(
+            f'resample_filter={tuple(filter)}: give a symmetric filter of even length and positive sum, as (1, 1) for '
+            'tiles of two or (1, 3, 3, 1)'
+        )
+    return (taps / taps.sum()).tolist()
+
+
+def fir_filter(x: Array, filter: Sequence[float], *, padding: int, stride: int = 1) -> Array:
+    """Both axes of x [B, H, W, C] padded with `padding` zeros per side, filtered, and every `stride`-th value kept.
+
+    The filter, scaled to the sum 1, is separable and short, so that shifted sums beat a convolution per channel.
+
+    Raises:
+        ValueError: see `fir_taps`.
+    """
+    taps = fir_taps(filter)
+    for axis in (1, 2):
+        x = jnp.pad(x, [(padding, padding) if i == axis else (0, 0) for i in range(x.ndim)])
+        reach = (x.shape[axis] - len(taps)) // stride * stride + 1
+        x = sum(tap * lax.slice_in_dim(x, j, j + reach, stride, axis) for j, tap in enumerate(taps))
+    return x
+
+
+def fir_downsample(x: Array, filter: Sequence[float]) -> Array:
+    """[B, 2H, 2W, C] -> [B, H, W, C] through a low-pass filter; (1, 1) is `average_pool`.
+
+    Zhang, 2019 (https://arxiv.org/abs/1904.11486); padded as `upfirdn2d` of StyleGAN2 does: Karras et al., 2020
+    (https://arxiv.org/abs/1912.04958), Appendix B.
+
+    Raises:
+        ValueError: see `fir_taps`.
+    """
+    return fir_filter(x, filter, padding=(len(filter) - 2) // 2, stride=2)
+
+
+def fir_upsample(x: Array, filter: Sequence[float]) -> Array:
+    """[B, H, W, C] -> [B, 2H, 2W, C]: zeros in between, then the filter with gain 2 per axis; (1, 1) is
+    `upsample_nearest`. The transpose of 4 `fir_downsample`.
+
+    Raises:
+        ValueError: see `fir_taps`.
+    """
+    taps = fir_taps(filter)
+    half = len(taps) // 2
+    for axis in (1, 2):
+        length, reach = x.shape[axis], (half + 1) // 2
+        padded = jnp.pad(x, [(reach, reach) if i == axis else (0, 0) for i in range(x.ndim)])
+        phases = []
+        for phase in (0, 1):
+            # Output 2i + phase sees input i + (phase + j - half) / 2 through tap j, where that is whole.
+            seen = [(tap, (phase + j - half) // 2) for j, tap in enumerate(taps) if (phase + j - half) % 2 == 0]
+            phases.append(sum(
+                2 * tap * lax.slice_in_dim(padded, reach + shift, reach + shift + length, axis=axis)
+                for tap, shift in seen
+            ))
+        shape = list(x.shape)
+        shape[axis] *= 2
+        x = jnp.stack(phases, axis + 1).reshape(shape)
+    return x
 
 
 class Downsample2D(nn.Module):

@@ -43,7 +43,7 @@ class ResnetBlock2D(nn.Module):
     """
 
     features: int
-    num_groups: int | None = 32
+    num_groups: int | Literal['auto'] = 32
     epsilon: float = 1e-6
     time_embedding_norm: Literal['default', 'scale_shift'] = 'default'
     resample: Literal['down', 'up'] | None = None
