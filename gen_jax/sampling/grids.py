@@ -3,29 +3,74 @@
 A grid is a Level whose leaves are rows [max_steps + 1]. Rows 0 .. steps are real, from noise to data; the rows behind
 repeat the last, and `last` = steps tells the sampling loop to skip them. Grids of one `max_steps` are the same to a
 compiled program, whatever their steps and spacing.
+
+Spacings in time take the levels of the process at chosen times; spacings in noise choose the noise-to-signal ratio
+sigma / alpha (EDM's sigma, x / alpha = x0 + ratio * eps) and look up the time at which the process passes it.
 """
 
+import inspect
+
 import numpy as np
+from scipy.special import betaincinv
 
 from gen_jax.types import Level, Process
 
-__all__ = ['leading', 'trailing', 'linspace', 'uniform_t']
+__all__ = ['leading', 'trailing', 'linspace', 'uniform_t', 'karras', 'exponential', 'beta', 'custom', 'grid']
+
+EDM_SIGMA_MIN, EDM_SIGMA_MAX = 0.002, 80.0
+FINALS = ('zero', 'sigma_min')
 
 
-def _rows(process: Process, times, max_steps: int | None, final: tuple[float, float] | None = None,
-          dtype=np.float32) -> Level:
-    """Times [steps + 1] to a padded grid; `final` replaces (alpha, sigma) of the last row."""
-    times = np.asarray(times, np.float64)
+def stack_rows(times, alpha, sigma, max_steps: int | None = None, dtype=np.float32) -> Level:
+    """Rows [steps + 1] of a grid, padded to max_steps + 1.
+
+    Raises:
+        ValueError: more steps than max_steps.
+    """
     steps = len(times) - 1
     max_steps = steps if max_steps is None else max_steps
     if steps > max_steps:
         raise ValueError(f'steps={steps} exceed the {max_steps} that the grid holds; raise max_steps.')
+    rows = [np.pad(np.asarray(a, np.float64), (0, max_steps - steps), mode='edge').astype(dtype)
+            for a in (times, alpha, sigma)]
+    index = np.arange(max_steps + 1, dtype=np.int32)
+    return Level(*rows, index, np.full_like(index, steps))
+
+
+def noise_ratio(process: Process, t) -> np.ndarray:
+    """sigma / alpha at time t, inf where alpha is 0; float64."""
+    alpha, sigma = process.alpha(np.asarray(t, np.float64)), process.sigma(np.asarray(t, np.float64))
+    return np.where(alpha == 0, np.inf, sigma / np.where(alpha == 0, 1.0, alpha))
+
+
+def _at_times(process: Process, times, max_steps, final: tuple[float, float] | None = None, dtype=np.float32) -> Level:
+    """Times [steps + 1] to a grid; `final` replaces (alpha, sigma) of the last row."""
+    times = np.asarray(times, np.float64)
     alpha, sigma = process.alpha(times), process.sigma(times)
     if final is not None:
         alpha[-1], sigma[-1] = final
-    rows = [np.pad(a, (0, max_steps - steps), mode='edge').astype(dtype) for a in (times, alpha, sigma)]
-    index = np.arange(max_steps + 1, dtype=np.int32)
-    return Level(*rows, index, np.full_like(index, steps))
+    return stack_rows(times, alpha, sigma, max_steps, dtype)
+
+
+def _at_ratios(process: Process, ratios, max_steps, dtype=np.float32) -> Level:
+    """Noise-to-signal ratios [steps + 1], the last of which may be 0 (the data), to a grid."""
+    ratios = np.asarray(ratios, np.float64)
+    data = ratios == 0
+    times = process.inverse(-np.log(np.where(data, 1.0, ratios)))
+    alpha, sigma = np.array(process.alpha(times)), np.array(process.sigma(times))
+    with np.errstate(divide='ignore', invalid='ignore'):
+        reached = np.isclose(sigma / alpha, ratios, rtol=1e-4)
+    if not np.all(reached | data):
+        worst = ratios[~(reached | data)][0]
+        low, high = (float(noise_ratio(process, t)) for t in (process.t_min, process.t_max))
+        raise ValueError(f'The process has no level with sigma / alpha = {worst:.6g}; keep the noise within '
+                         f'{low:.6g} .. {high:.6g}.')
+    times, alpha, sigma = (np.where(data, a, b) for a, b in ((_data_time(process), times), (1.0, alpha), (0.0, sigma)))
+    return stack_rows(times, alpha, sigma, max_steps, dtype)
+
+
+def _data_time(process: Process) -> float:
+    return 0.0 if process.steps is None else -1.0
 
 
 def _check_steps(steps: int):
@@ -38,7 +83,7 @@ def _discrete(process: Process, steps: int, spacing: str, times, set_alpha_to_on
     _check_steps(steps)
     if process.steps is None:
         raise ValueError(f'{spacing!r} spacing needs a discrete table of betas, this process is continuous; '
-                         "use 'uniform_t'.")
+                         "use 'uniform_t', 'karras' or 'log_snr'.")
     if steps > process.steps:
         raise ValueError(f'steps={steps} exceed the {process.steps} levels of the table.')
     indices = times(process.steps)
@@ -46,9 +91,9 @@ def _discrete(process: Process, steps: int, spacing: str, times, set_alpha_to_on
         raise ValueError(f'{spacing!r} spacing with these steps and steps_offset visits index {indices[0]:.0f} .. '
                          f'{indices[-1]:.0f}, outside the table 0 .. {process.steps - 1}.')
     if set_alpha_to_one:
-        return _rows(process, np.append(indices, -1.0), max_steps, dtype=dtype)
+        return _at_times(process, np.append(indices, -1.0), max_steps, dtype=dtype)
     first = (process.alpha(0), process.sigma(0))
-    return _rows(process, np.append(indices, 0.0), max_steps, first, dtype)
+    return _at_times(process, np.append(indices, 0.0), max_steps, first, dtype)
 
 
 def leading(process: Process, steps: int, max_steps: int | None = None, steps_offset: int = 0,
@@ -85,7 +130,7 @@ def linspace(process: Process, steps: int, max_steps: int | None = None, set_alp
     """`steps` indices evenly from T - 1 to 0, both included (Nichol & Dhariwal 2021), then the data.
 
     Each step goes to the alpha of the next visited index. (diffusers' DDIM takes the alpha at t - T // steps, which is
-    not on this grid: diffusers#12633.) Arguments and errors as in `leading`.
+    not on this grid: diffusers#12633; `gen_jax.sampling.compat` can follow it.) Arguments and errors as in `leading`.
     """
     return _discrete(process, steps, 'linspace', lambda T: np.round(np.linspace(0, T - 1, steps))[::-1],
                      set_alpha_to_one, max_steps, dtype)
@@ -102,28 +147,168 @@ def uniform_t(process: Process, steps: int, max_steps: int | None = None, t_star
     """
     _check_steps(steps)
     t_start = process.t_max if t_start is None else t_start
-    t_end = (0.0 if process.steps is None else -1.0) if t_end is None else t_end
+    t_end = _data_time(process) if t_end is None else t_end
     if not t_start > t_end:
         raise ValueError(f't_start must be above t_end, got t_start={t_start} and t_end={t_end}.')
-    return _rows(process, np.linspace(t_start, t_end, steps + 1), max_steps, dtype=dtype)
+    return _at_times(process, np.linspace(t_start, t_end, steps + 1), max_steps, dtype=dtype)
 
 
-_SPACINGS = {'leading': leading, 'trailing': trailing, 'linspace': linspace, 'uniform_t': uniform_t}
+def _noise_range(process: Process, sigma_min, sigma_max) -> tuple[float, float]:
+    """The ends of a spacing in sigma / alpha: what was asked for, or the process's own, or EDM's where it has none."""
+    if sigma_min is None:
+        own = float(noise_ratio(process, process.t_min))
+        sigma_min = own if own > 0 else EDM_SIGMA_MIN
+    if sigma_max is None:
+        own = float(noise_ratio(process, process.t_max))
+        sigma_max = own if np.isfinite(own) else EDM_SIGMA_MAX
+    if not 0 < sigma_min < sigma_max < np.inf:
+        raise ValueError(f'The noise must go from a finite sigma_max down to sigma_min > 0, got sigma_min={sigma_min} '
+                         f'and sigma_max={sigma_max}.')
+    return float(sigma_min), float(sigma_max)
+
+
+def ramp(steps: int, final_sigmas_type: str) -> np.ndarray:
+    """0 .. 1 over the levels before the data ('zero': `steps` of them), or over all (`steps` + 1 of them)."""
+    _check_steps(steps)
+    if final_sigmas_type not in FINALS:
+        raise ValueError(f'Unknown final_sigmas_type {final_sigmas_type!r}; choose one of {list(FINALS)}.')
+    return np.linspace(0.0, 1.0, steps if final_sigmas_type == 'zero' else steps + 1)
+
+
+def _ended(ratios: np.ndarray, final_sigmas_type: str) -> np.ndarray:
+    return np.append(ratios, 0.0) if final_sigmas_type == 'zero' else ratios
+
+
+def karras(process: Process, steps: int, max_steps: int | None = None, rho: float = 7.0,
+           sigma_min: float | None = None, sigma_max: float | None = None, final_sigmas_type: str = 'zero',
+           dtype=np.float32) -> Level:
+    """sigma_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho.
+
+    This is Karras et al. 2022, Eq. 5, where sigma is the noise-to-signal ratio sigma / alpha of any process, and t the
+    time at which the process passes it: an exact inverse for continuous processes, linear interpolation in log sigma on discrete tables.
+
+    Args:
+        rho: 7 in EDM; 1 is uniform in sigma.
+        sigma_min, sigma_max: default to the process at t_min and t_max; where that is 0 or infinite (rectified flow,
+            zero terminal SNR), to EDM's 0.002 and 80.
+        final_sigmas_type: 'zero', N = steps levels and then the data; 'sigma_min', N = steps + 1 levels, the last of
+            which is sigma_min.
+
+    Raises:
+        ValueError: steps out of range, rho <= 0, an empty range, a level outside the process, unknown final.
+    """
+    if not rho > 0:
+        raise ValueError(f'rho must be positive, got {rho}.')
+    low, high = (s ** (1.0 / rho) for s in _noise_range(process, sigma_min, sigma_max))
+    ratios = (high + ramp(steps, final_sigmas_type) * (low - high)) ** rho
+    return _at_ratios(process, _ended(ratios, final_sigmas_type), max_steps, dtype)
+
+
+def exponential(process: Process, steps: int, max_steps: int | None = None, sigma_min: float | None = None,
+                sigma_max: float | None = None, final_sigmas_type: str = 'zero', dtype=np.float32) -> Level:
+    """sigma_i geometric from sigma_max to sigma_min (k-diffusion), also named 'log_snr'.
+
+    With sigma = sigma / alpha this is uniform in the log-SNR (Lu et al. 2022, Sec. 3.3), whose paper ends at a positive
+    level: final_sigmas_type='sigma_min'. Arguments and errors as in `karras`.
+    """
+    low, high = (np.log(s) for s in _noise_range(process, sigma_min, sigma_max))
+    ratios = np.exp(high + ramp(steps, final_sigmas_type) * (low - high))
+    return _at_ratios(process, _ended(ratios, final_sigmas_type), max_steps, dtype)
+
+
+def beta(process: Process, steps: int, max_steps: int | None = None, a: float = 0.6, b: float = 0.6,
+         space: str = 't', sigma_min: float | None = None, sigma_max: float | None = None,
+         final_sigmas_type: str = 'zero', dtype=np.float32) -> Level:
+    """Quantiles of a Beta(a, b) distribution: dense at both ends if a, b < 1 (Lee et al. 2024, Sec. 3).
+
+    Args:
+        a, b: of the distribution; 0.6 each in the paper.
+        space: 't', quantiles of time between t_min and t_max as in the paper; 'sigma', of sigma / alpha between
+            sigma_min and sigma_max, as diffusers has it.
+        sigma_min, sigma_max, final_sigmas_type: as in `karras`; the first two for space='sigma' only.
+
+    Raises:
+        ValueError: as `karras`; a or b <= 0; unknown space; sigma_min or sigma_max given with space='t'.
+    """
+    if space not in ('t', 'sigma'):
+        raise ValueError(f"Unknown space {space!r}; choose 't' or 'sigma'.")
+    if not (a > 0 and b > 0):
+        raise ValueError(f'a and b must be positive, got a={a} and b={b}.')
+    quantiles = betaincinv(a, b, 1.0 - ramp(steps, final_sigmas_type))
+    if space == 'sigma':
+        low, high = _noise_range(process, sigma_min, sigma_max)
+        return _at_ratios(process, _ended(low + quantiles * (high - low), final_sigmas_type), max_steps, dtype)
+    if sigma_min is not None or sigma_max is not None:
+        raise ValueError("sigma_min and sigma_max need space='sigma'; with space='t', t_min .. t_max count.")
+    if process.sigma(process.t_min) == 0:  # rectified flow: the last quantile is the data already
+        final_sigmas_type, quantiles = 'sigma_min', betaincinv(a, b, 1.0 - ramp(steps, 'sigma_min'))
+    times = process.t_min + quantiles * (process.t_max - process.t_min)
+    if final_sigmas_type == 'sigma_min':
+        return _at_times(process, times, max_steps, dtype=dtype)
+    return _at_times(process, np.append(times, _data_time(process)), max_steps, (1.0, 0.0), dtype)
+
+
+def custom(process: Process, steps: int, max_steps: int | None = None, times=None, sigmas=None,
+           dtype=np.float32) -> Level:
+    """A list of one's own, from noise to data.
+
+    Args:
+        times: times of the process, strictly descending: `steps` of them, after which comes the data, or `steps` + 1,
+            the last of which is where to end.
+        sigmas: the same as noise-to-signal ratios sigma / alpha; a last one of 0 is the data. Give one of the two.
+
+    Raises:
+        ValueError: neither or both given, a length that does not fit `steps`, values that do not descend or lie
+            outside the process.
+    """
+    _check_steps(steps)
+    if (times is None) == (sigmas is None):
+        raise ValueError("'custom' spacing needs either times or sigmas.")
+    name, values = ('times', times) if sigmas is None else ('sigmas', sigmas)
+    values = np.asarray(values, np.float64)
+    if values.shape not in ((steps,), (steps + 1,)):
+        raise ValueError(f'{name} must be a list of steps={steps} levels (the data follow) or {steps + 1}, '
+                         f'got shape {values.shape}.')
+    if not (np.all(np.isfinite(values)) and np.all(np.diff(values) < 0)):
+        raise ValueError(f'{name} must be finite and strictly descending, got {values}.')
+    data = _data_time(process) if sigmas is None else 0.0
+    if values[-1] < data or sigmas is None and values[0] > process.t_max:
+        high = process.t_max if sigmas is None else 'inf'
+        raise ValueError(f'{name} must lie within {data} .. {high}, got {values}.')
+    ended = len(values) == steps
+    if ended:
+        if (values[-1] if sigmas is not None else process.sigma(values[-1])) == 0:
+            raise ValueError(f'{name} end with the data, which are one level too many: give {steps + 1} values.')
+        values = np.append(values, data)
+    if sigmas is not None:
+        return _at_ratios(process, values, max_steps, dtype)
+    return _at_times(process, values, max_steps, (1.0, 0.0) if ended else None, dtype)
+
+
+_SPACINGS = {'leading': leading, 'trailing': trailing, 'linspace': linspace, 'uniform_t': uniform_t, 'karras': karras,
+             'exponential': exponential, 'log_snr': exponential, 'beta': beta, 'custom': custom}
 
 
 def grid(process: Process, steps: int, spacing: str | None = None, max_steps: int | None = None, **options) -> Level:
-    """The grid of that name: 'leading', 'trailing', 'linspace' (discrete tables) or 'uniform_t'.
+    """The grid of that name.
 
     Args:
-        spacing: None is 'leading' on a discrete table and 'uniform_t' on a continuous process.
+        spacing: 'leading', 'trailing', 'linspace' (discrete tables); 'uniform_t', 'karras', 'exponential' = 'log_snr',
+            'beta', 'custom' (any process). None is 'leading' on a discrete table and 'uniform_t' on a continuous
+            process.
         max_steps: pad to this many steps, so that one compiled sampler serves every number of steps up to it.
-        **options: of the spacing: steps_offset, set_alpha_to_one, t_start, t_end, dtype.
+        **options: of the spacing: steps_offset, set_alpha_to_one, t_start, t_end, rho, sigma_min, sigma_max,
+            final_sigmas_type, times, sigmas, dtype ... (see the function of that name).
 
     Raises:
-        ValueError: unknown spacing (with the choices), and all that the spacing itself refuses.
+        ValueError: unknown spacing or option (with the choices), and all that the spacing itself refuses.
     """
     if spacing is None:
         spacing = 'uniform_t' if process.steps is None else 'leading'
     if spacing not in _SPACINGS:
         raise ValueError(f'Unknown spacing {spacing!r}; choose one of {sorted(_SPACINGS)}.')
+    choices = list(inspect.signature(_SPACINGS[spacing]).parameters)[3:]
+    unknown = sorted(set(options) - set(choices))
+    if unknown:
+        raise ValueError(f'{spacing!r} spacing has no option {unknown[0]!r}; it has {choices}.')
     return _SPACINGS[spacing](process, steps, max_steps, **options)

@@ -1,12 +1,20 @@
 """Grids: indices by hand, padding, last levels and bad input."""
 
+import inspect
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gen_jax import diffusion
-from gen_jax.sampling import grid
+from gen_jax.sampling import grid, grids
 
 TABLE, VP = diffusion.discrete_ddpm(), diffusion.vp()
+ZERO_SNR = diffusion.discrete_ddpm(zero_terminal_snr=True)
+PROCESSES = {'table': TABLE, 'zero_snr': ZERO_SNR, 'vp': VP, 'sub_vp': diffusion.sub_vp(), 've': diffusion.ve(),
+             'cosine': diffusion.cosine(), 'edm': diffusion.edm(), 'flow': diffusion.flow(),
+             'shifted': diffusion.flow(3.0)}
 
 
 @pytest.mark.parametrize('spacing, options, want', [  # Lin et al. 2024, Table 2, counted from 0
@@ -49,6 +57,97 @@ def test_uniform_t():
     assert grid(VP, 2, dtype=np.float64).alpha.dtype == np.float64
 
 
+def ratios_of(rows):
+    return rows.sigma.astype(np.float64) / rows.alpha
+
+
+@pytest.mark.parametrize('spacing', ['karras', 'exponential', 'log_snr', 'beta', 'uniform_t'])
+@pytest.mark.parametrize('name', PROCESSES)
+def test_every_spacing_on_every_process(name, spacing):
+    """Noise falls strictly, (t, alpha, sigma) is one level of the process, and the end is the data."""
+    process = PROCESSES[name]
+    rows = grid(process, 12, spacing, max_steps=15, dtype=np.float64)
+    alpha, sigma = rows.alpha[:13], rows.sigma[:13]
+    assert np.all(np.isfinite([rows.t, rows.alpha, rows.sigma])) and np.all(np.diff(rows.t[:12]) < 0)
+    assert np.all(sigma[1:] * alpha[:-1] < sigma[:-1] * alpha[1:])
+    np.testing.assert_allclose(process.alpha(rows.t[:12]), alpha[:12], rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(process.sigma(rows.t[:12]), sigma[:12], rtol=1e-9)
+    if spacing != 'uniform_t' or name not in ('ve', 'cosine'):  # where t = 0 is not quite the data
+        assert (alpha[12], sigma[12]) == (1, 0) and rows.t[12] == (0 if process.steps is None else -1)
+    np.testing.assert_array_equal([rows.t[13:], rows.alpha[13:], rows.sigma[13:]],
+                                  np.tile([[a[12]] for a in (rows.t, rows.alpha, rows.sigma)], 3))
+    np.testing.assert_array_equal(rows.last, 12)
+
+
+@pytest.mark.parametrize('name', ['table', 'vp', 've', 'edm', 'flow'])
+def test_spacings_in_noise(name):
+    """The papers' formulas, in float64; the ends are exact."""
+    process, (low, high) = PROCESSES[name], (0.02, 40.0)
+    options = {'sigma_min': low, 'sigma_max': high, 'dtype': np.float64}
+    i = np.arange(10)
+    for rho in (7.0, 1.0, 3.5):
+        want = (high ** (1 / rho) + i / 9 * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+        np.testing.assert_allclose(ratios_of(grid(process, 10, 'karras', rho=rho, **options)), [*want, 0], rtol=1e-9)
+    log_snr = -2 * np.log(ratios_of(grid(process, 9, 'log_snr', final_sigmas_type='sigma_min', **options)))
+    np.testing.assert_allclose(log_snr, np.linspace(-2 * np.log(high), -2 * np.log(low), 10), rtol=1e-9)
+    exact = ratios_of(grid(process, 10, 'exponential', **options))
+    np.testing.assert_allclose(exact[:10], high * (low / high) ** (i / 9), rtol=1e-9)
+    ratios = ratios_of(grid(process, 3, 'beta', space='sigma', a=1.0, b=1.0, **options))  # Beta(1, 1) is uniform
+    np.testing.assert_allclose(ratios, [high, (high + low) / 2, low, 0], rtol=1e-9)
+
+
+def test_noise_range_of_the_process():
+    for process in (TABLE, VP, PROCESSES['ve'], PROCESSES['edm']):
+        want = [process.sigma(t) / process.alpha(t) for t in (process.t_max, process.t_min)]
+        np.testing.assert_allclose(ratios_of(grid(process, 5, 'karras', dtype=np.float64))[[0, 4]], want, rtol=1e-9)
+    # EDM's range where a process has none: flow at both ends, zero terminal SNR at its start
+    np.testing.assert_allclose(ratios_of(grid(PROCESSES['flow'], 5, 'karras'))[[0, 4]], [80, 0.002], rtol=1e-5)
+    np.testing.assert_allclose(ratios_of(grid(ZERO_SNR, 5, 'karras'))[0], 80, rtol=1e-5)
+    # Karras et al. 2022, Table 1 on EDM, where t is sigma itself
+    t = grid(PROCESSES['edm'], 18, 'karras').t
+    np.testing.assert_allclose(t[[0, 1, 17, 18]], [80, 57.585985, 0.002, 0], rtol=1e-6)
+
+
+def test_beta_in_time():
+    """Quantiles of Beta(1/2, 1/2), the arcsine law, are sin^2: dense at both ends."""
+    t = grid(TABLE, 9, 'beta', a=0.5, b=0.5, dtype=np.float64).t
+    np.testing.assert_allclose(t, [*999 * np.sin(np.pi / 2 * np.linspace(1, 0, 9)) ** 2, -1], rtol=1e-9, atol=1e-9)
+    t = grid(PROCESSES['flow'], 8, 'beta', a=0.5, b=0.5, dtype=np.float64).t  # t_min is the data: visited once
+    np.testing.assert_allclose(t, np.sin(np.pi / 2 * np.linspace(1, 0, 9)) ** 2, rtol=1e-9, atol=1e-9)
+
+
+def test_custom():
+    same = grid(TABLE, 3, 'custom', times=[900, 450.5, 7], max_steps=4)
+    np.testing.assert_allclose(same.t, [900, 450.5, 7, -1, -1])
+    assert same.alpha[3] == 1 and same.sigma[3] == 0
+    np.testing.assert_allclose(same.sigma[:3], TABLE.sigma(same.t[:3]), rtol=1e-6)
+    ended = grid(TABLE, 2, 'custom', times=[900, 450.5, 7])
+    assert ended.sigma[2] > 0 and ended.last[0] == 2
+    sigmas = ratios_of(same)[:3]
+    for values in (sigmas, [*sigmas, 0]):
+        for got, want in zip(grid(TABLE, 3, 'custom', sigmas=values, max_steps=4), same, strict=True):
+            np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(grid(PROCESSES['edm'], 2, 'custom', sigmas=[10, 1]).t, [10, 1, 0])
+    np.testing.assert_allclose(grid(VP, 2, 'custom', times=[0.9, 0.1, 0.0]).t, [0.9, 0.1, 0.0], rtol=1e-6)
+
+
+def test_one_program_for_all_spacings():
+    traces = []
+
+    @jax.jit
+    def total(rows):
+        traces.append(1)
+        return jnp.sum(rows.sigma)
+
+    for process in PROCESSES.values():
+        for spacing, make in grids._SPACINGS.items():
+            if process.steps is None and 'set_alpha_to_one' in inspect.signature(make).parameters:
+                continue
+            options = {'times': process.t_max * np.linspace(1, 0.5, 5)} if spacing == 'custom' else {}
+            assert np.isfinite(total(grid(process, 5, spacing, max_steps=20, **options)))
+    assert len(traces) == 1
+
+
 def test_defaults():
     np.testing.assert_array_equal(grid(TABLE, 10).t, grid(TABLE, 10, 'leading').t)
 
@@ -64,6 +163,22 @@ def test_defaults():
     (lambda: grid(VP, 10, 'leading'), "'leading'.*discrete"),
     (lambda: grid(TABLE, 1000, 'leading', steps_offset=1), 'steps_offset.*1000'),
     (lambda: grid(VP, 10, t_start=0.1, t_end=0.5), 't_start'),
+    (lambda: grid(VP, 0, 'karras'), 'steps.*0'),
+    (lambda: grid(VP, 51, 'karras', max_steps=50), '51.*50.*max_steps'),
+    (lambda: grid(VP, 10, 'karras', rho=0), 'rho.*0'),
+    (lambda: grid(VP, 10, 'karras', sigma_min=2.0, sigma_max=1.0), 'sigma_min=2.0.*sigma_max=1.0'),
+    (lambda: grid(VP, 10, 'exponential', sigma_min=0.0), 'sigma_min=0.0'),
+    (lambda: grid(TABLE, 10, 'karras', sigma_max=1e4), '10000.*keep'),
+    (lambda: grid(VP, 10, 'karras', final_sigmas_type='one'), "'one'.*zero.*sigma_min"),
+    (lambda: grid(VP, 10, 'karras', steps_offset=1), "'karras'.*'steps_offset'.*rho"),
+    (lambda: grid(VP, 10, 'beta', a=-1.0), 'a=-1.0'),
+    (lambda: grid(VP, 10, 'beta', space='x'), "'x'.*sigma"),
+    (lambda: grid(VP, 10, 'beta', sigma_max=3.0), "space='sigma'"),
+    (lambda: grid(VP, 2, 'custom'), 'either times or sigmas'),
+    (lambda: grid(VP, 2, 'custom', times=[1.0, 0.5, 0.3, 0.1]), 'steps=2'),
+    (lambda: grid(VP, 2, 'custom', times=[0.5, 1.0]), 'descending'),
+    (lambda: grid(VP, 2, 'custom', times=[2.0, 1.0]), 'within.*1.0'),
+    (lambda: grid(VP, 2, 'custom', times=[1.0, 0.0]), 'one level too many'),
 ])
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
