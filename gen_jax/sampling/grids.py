@@ -185,7 +185,8 @@ def karras(process: Process, steps: int, max_steps: int | None = None, rho: floa
     """sigma_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho.
 
     This is Karras et al. 2022, Eq. 5, where sigma is the noise-to-signal ratio sigma / alpha of any process, and t the
-    time at which the process passes it: an exact inverse for continuous processes, linear interpolation in log sigma on discrete tables.
+    time at which the process passes it: an exact inverse for continuous processes, linear interpolation in log sigma
+    on discrete tables.
 
     Args:
         rho: 7 in EDM; 1 is uniform in sigma.
