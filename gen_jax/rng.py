@@ -37,10 +37,15 @@ class Noise(NamedTuple):
 
     keys: Array
     """Typed keys [B]."""
+    batch_keys: Array | None = None
+    """Typed keys [B], all the same: those of the global batch, which `stratified` needs. None: none was given."""
+    position: Array | None = None
+    """float32 [B]: index in the global batch over its size, in [0, 1); given with batch_keys."""
 
     def at(self, i) -> 'Noise':
         """The source of step i of a loop (i may be traced)."""
-        return Noise(jax.vmap(lambda k: jax.random.fold_in(k, i))(self.keys))
+        fold = jax.vmap(lambda k: jax.random.fold_in(k, i))
+        return Noise(fold(self.keys), None if self.batch_keys is None else fold(self.batch_keys), self.position)
 
     def _fold(self, purpose: str) -> Array:
         return self.at(purpose_id(purpose)).keys
@@ -53,6 +58,19 @@ class Noise(NamedTuple):
     def uniform(self, purpose: str, shape: tuple[int, ...] = ()) -> Array:
         """Uniform in [0, 1): [B, *shape], float32."""
         return jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32))(self._fold(purpose))
+
+    def stratified(self, purpose: str) -> Array:
+        """(u + k / n) mod 1 with one uniform u for the n examples of the global batch: [B], float32, in [0, 1).
+
+        Each is uniform, and together they are evenly spaced (VDM, Appendix I.1; Kingma et al. 2021). With `batch_keys`
+        and `position` the draw depends on neither shards nor micro-batches; without, the examples held are the batch.
+        """
+        n = self.keys.shape[0]
+        if self.batch_keys is None:
+            shared, position = self.keys[:1], jnp.arange(n, dtype=jnp.float32) / n
+        else:
+            shared, position = self.batch_keys, self.position
+        return (Noise(shared).uniform(purpose) + position) % 1.0
 
     def randint(self, purpose: str, low: int, high: int, shape: tuple[int, ...] = ()) -> Array:
         """Integers in [low, high): [B, *shape], int32."""

@@ -48,7 +48,8 @@ def _scaled_t(level: Level, process: Process, scale: float | None) -> Array:
 
 def _descending(level: Level, process: Process, scale: float | None) -> Array:
     if process.steps is None:
-        raise ValueError("label='descending' counts the rows of a table, this process is continuous; use 't' or 'sigma'.")
+        raise ValueError("label='descending' counts the rows of a table, but this process is continuous; "
+                         "use 't' or 'sigma'.")
     return jnp.clip(jnp.round(process.steps - 1.0 - level.t), 0, process.steps - 1)
 
 
@@ -116,8 +117,8 @@ def v(label_scale: float | None = None, label: str = 't') -> Parameterisation:
 def score(label_scale: float | None = None, label: str = 't') -> Parameterisation:
     """The gradient of log p_t(x), -eps / sigma (Song et al. 2021, Eq. 7); the target is 0 at sigma = 0.
 
-    Networks that divide their last layer by sigma (NCSNv2, NCSN++) return this score, so this is their parameterisation;
-    what stands before the division is -eps. `label_scale` and `label` as in `eps`.
+    This is the parameterisation of networks that divide their last layer by sigma (NCSNv2, NCSN++); what stands before
+    the division is -eps. `label_scale` and `label` as in `eps`.
     """
 
     def convert(x, raw, level):

@@ -113,10 +113,13 @@ def make_update(system: System, *, seed: int, ema: Mapping[str, Mapping] = {}, a
         batch = prepare(batch)
         size = jax.tree.leaves(batch)[0].shape[0]
         offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
-        keys = example_keys(jax.random.fold_in(base, state.step), jnp.arange(size) + offset)
+        key = jax.random.fold_in(base, state.step)
+        shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+        index = jnp.arange(size) + offset
+        source = Noise(example_keys(key, index), jnp.broadcast_to(key, (size,)), index / (size * shards))
         new, metrics, finite = state, {}, jnp.bool_(True)
         for name, objective in system.objectives.items():
-            noise = Noise(keys).at(purpose_id(name))
+            noise = source.at(purpose_id(name))
 
             def run(s, objective=objective, noise=noise):
                 return _run_objective(system, objective, s, batch, noise, accumulate, axis_name)
