@@ -179,6 +179,23 @@ def _ended(ratios: np.ndarray, final_sigmas_type: str) -> np.ndarray:
     return np.append(ratios, 0.0) if final_sigmas_type == 'zero' else ratios
 
 
+def karras_ratios(u, sigma_min: float, sigma_max: float, rho: float = 7.0):
+    """sigma_max at u = 0 to sigma_min at u = 1, linear in sigma^(1/rho)."""
+    low, high = sigma_min ** (1.0 / rho), sigma_max ** (1.0 / rho)
+    return (high + u * (low - high)) ** rho
+
+
+def exponential_ratios(u, sigma_min: float, sigma_max: float):
+    """sigma_max at u = 0 to sigma_min at u = 1, linear in log sigma."""
+    low, high = np.log(sigma_min), np.log(sigma_max)
+    return np.exp(high + u * (low - high))
+
+
+def beta_ratios(u, sigma_min: float, sigma_max: float, a: float = 0.6, b: float = 0.6):
+    """sigma_max at u = 0 to sigma_min at u = 1, by quantiles of Beta(a, b)."""
+    return sigma_min + betaincinv(a, b, 1.0 - u) * (sigma_max - sigma_min)
+
+
 def karras(process: Process, steps: int, max_steps: int | None = None, rho: float = 7.0,
            sigma_min: float | None = None, sigma_max: float | None = None, final_sigmas_type: str = 'zero',
            dtype=np.float32) -> Level:
@@ -200,8 +217,7 @@ def karras(process: Process, steps: int, max_steps: int | None = None, rho: floa
     """
     if not rho > 0:
         raise ValueError(f'rho must be positive, got {rho}.')
-    low, high = (s ** (1.0 / rho) for s in _noise_range(process, sigma_min, sigma_max))
-    ratios = (high + ramp(steps, final_sigmas_type) * (low - high)) ** rho
+    ratios = karras_ratios(ramp(steps, final_sigmas_type), *_noise_range(process, sigma_min, sigma_max), rho)
     return _at_ratios(process, _ended(ratios, final_sigmas_type), max_steps, dtype)
 
 
@@ -212,8 +228,7 @@ def exponential(process: Process, steps: int, max_steps: int | None = None, sigm
     With sigma = sigma / alpha this is uniform in the log-SNR (Lu et al. 2022, Sec. 3.3), whose paper ends at a positive
     level: final_sigmas_type='sigma_min'. Arguments and errors as in `karras`.
     """
-    low, high = (np.log(s) for s in _noise_range(process, sigma_min, sigma_max))
-    ratios = np.exp(high + ramp(steps, final_sigmas_type) * (low - high))
+    ratios = exponential_ratios(ramp(steps, final_sigmas_type), *_noise_range(process, sigma_min, sigma_max))
     return _at_ratios(process, _ended(ratios, final_sigmas_type), max_steps, dtype)
 
 
@@ -235,15 +250,14 @@ def beta(process: Process, steps: int, max_steps: int | None = None, a: float = 
         raise ValueError(f"Unknown space {space!r}; choose 't' or 'sigma'.")
     if not (a > 0 and b > 0):
         raise ValueError(f'a and b must be positive, got a={a} and b={b}.')
-    quantiles = betaincinv(a, b, 1.0 - ramp(steps, final_sigmas_type))
     if space == 'sigma':
-        low, high = _noise_range(process, sigma_min, sigma_max)
-        return _at_ratios(process, _ended(low + quantiles * (high - low), final_sigmas_type), max_steps, dtype)
+        ratios = beta_ratios(ramp(steps, final_sigmas_type), *_noise_range(process, sigma_min, sigma_max), a, b)
+        return _at_ratios(process, _ended(ratios, final_sigmas_type), max_steps, dtype)
     if sigma_min is not None or sigma_max is not None:
         raise ValueError("sigma_min and sigma_max need space='sigma'; with space='t', t_min .. t_max count.")
     if process.sigma(process.t_min) == 0:  # rectified flow: the last quantile is the data already
-        final_sigmas_type, quantiles = 'sigma_min', betaincinv(a, b, 1.0 - ramp(steps, 'sigma_min'))
-    times = process.t_min + quantiles * (process.t_max - process.t_min)
+        final_sigmas_type = 'sigma_min'
+    times = beta_ratios(ramp(steps, final_sigmas_type), process.t_min, process.t_max, a, b)
     if final_sigmas_type == 'sigma_min':
         return _at_times(process, times, max_steps, dtype=dtype)
     return _at_times(process, np.append(times, _data_time(process)), max_steps, (1.0, 0.0), dtype)
