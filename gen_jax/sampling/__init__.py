@@ -1,8 +1,12 @@
 """Sampling: the scan (base), solvers and grids."""
 
 from gen_jax.sampling.base import chain, prior, repeat, sample
+from gen_jax.sampling.classifier_shift import classifier_shift
+from gen_jax.sampling.editing import lerp, slerp, start_from
 from gen_jax.sampling.grid_edits import reverse, truncate
 from gen_jax.sampling.grids import grid
+from gen_jax.sampling.inpainting import repaint, repaint_grid, replace_known, time_travel
+from gen_jax.sampling.inversion import ddim_inverse
 from gen_jax.sampling.solvers import ddim, ddpm, euler, heun
 from gen_jax.sampling.table import SAMPLERS
 
@@ -10,4 +14,6 @@ SOLVERS = tuple(name for name, row in SAMPLERS.items() if row.kind == 'solver')
 """Names of the solvers, for configs and error messages."""
 
 __all__ = ['SOLVERS', 'sample', 'chain', 'repeat', 'prior', 'grid', 'truncate', 'reverse',
-           'ddpm', 'ddim', 'euler', 'heun']
+           'ddpm', 'ddim', 'euler', 'heun',
+           'classifier_shift', 'replace_known', 'time_travel', 'repaint', 'repaint_grid', 'ddim_inverse', 'start_from',
+           'lerp', 'slerp']

@@ -22,7 +22,8 @@ class Row(NamedTuple):
     parity: str = ''
     """Name of the reference implementation with which golden parity is tested, or empty."""
     kind: str = 'solver'
-    """'solver': from level to level; 'corrector': stays on its level (for `chain`)."""
+    """'solver': from level to level; 'corrector': stays on its level (for `chain`); 'editing': works on something
+    given (a picture, a classifier's gradient) or walks towards noise."""
 
 
 SAMPLERS = {
@@ -30,4 +31,8 @@ SAMPLERS = {
     'ddim': Row(1, 1, False, 'Song et al. 2021, Eq. 12 (eta > 0: stochastic)', 'diffusers.DDIMScheduler'),
     'euler': Row(1, 1, False, 'Karras et al. 2022, Eq. 3', 'diffusers.EulerDiscreteScheduler'),
     'heun': Row(2, 2, False, 'Karras et al. 2022, Algorithm 1', 'diffusers.HeunDiscreteScheduler'),
+    'classifier_shift': Row(None, 1, True, 'Dhariwal & Nichol 2021, Algorithm 1', kind='editing'),
+    'replace_known': Row(None, 0, True, 'Song et al. 2021, Appendix I.2', kind='editing'),
+    'repaint': Row(None, 1, True, 'Lugmayr et al. 2022, Algorithm 1', 'diffusers.RePaintScheduler', 'editing'),
+    'ddim_inverse': Row(1, 1, False, 'Song et al. 2021, Sec. 4.3', 'diffusers.DDIMInverseScheduler', 'editing'),
 }
