@@ -300,7 +300,7 @@ def custom(process: Process, steps: int, max_steps: int | None = None, times=Non
     return _at_times(process, values, max_steps, (1.0, 0.0) if ended else None, dtype)
 
 
-_SPACINGS = {'leading': leading, 'trailing': trailing, 'linspace': linspace, 'uniform_t': uniform_t, 'karras': karras,
+SPACINGS = {'leading': leading, 'trailing': trailing, 'linspace': linspace, 'uniform_t': uniform_t, 'karras': karras,
              'exponential': exponential, 'log_snr': exponential, 'beta': beta, 'custom': custom}
 
 
@@ -320,10 +320,10 @@ def grid(process: Process, steps: int, spacing: str | None = None, max_steps: in
     """
     if spacing is None:
         spacing = 'uniform_t' if process.steps is None else 'leading'
-    if spacing not in _SPACINGS:
-        raise ValueError(f'Unknown spacing {spacing!r}; choose one of {sorted(_SPACINGS)}.')
-    choices = list(inspect.signature(_SPACINGS[spacing]).parameters)[3:]
+    if spacing not in SPACINGS:
+        raise ValueError(f'Unknown spacing {spacing!r}; choose one of {sorted(SPACINGS)}.')
+    choices = list(inspect.signature(SPACINGS[spacing]).parameters)[3:]
     unknown = sorted(set(options) - set(choices))
     if unknown:
         raise ValueError(f'{spacing!r} spacing has no option {unknown[0]!r}; it has {choices}.')
-    return _SPACINGS[spacing](process, steps, max_steps, **options)
+    return SPACINGS[spacing](process, steps, max_steps, **options)
