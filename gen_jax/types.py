@@ -85,6 +85,8 @@ class Parameterisation(NamedTuple):
     """level -> the number that the network is conditioned on."""
     c_in: Callable[[Level], Array] = lambda level: 1.0
     """level -> what the network's input is multiplied by (EDM's c_in), () or [B]."""
+    channels: int = 1
+    """Channels of the raw output for each of x: 2 where the second half is a learned variance."""
 
 
 Times = Callable[[Any, int, PyTree], tuple[Array, Array]]
@@ -149,6 +151,8 @@ class Predict(NamedTuple):
     """
     reads: tuple[str, ...] = ()
     """Keys of the batch that a generating predict is conditioned on, for instance ('label',)."""
+    check: Callable[[Mapping[str, Any]], None] = lambda outputs: None
+    """outputs as host arrays -> None; raises ValueError for results that must not be used (no convergence)."""
 
 
 class System(NamedTuple):

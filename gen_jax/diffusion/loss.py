@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from gen_jax.diffusion import weighting as weightings
-from gen_jax.diffusion.parameterisation import at_least_float32
+from gen_jax.diffusion.parameterisation import at_least_float32, split_raw
 from gen_jax.diffusion.process import expand, level_at, perturb
 from gen_jax.types import Array, Cond, Parameterisation, Process
 
@@ -52,9 +52,7 @@ def denoising_loss(network: Callable[..., Array], process: Process, parameterisa
         x = perturb(x0, drawn, level)
         label = jnp.broadcast_to(parameterisation.label(level, process), x.shape[:1])
         raw = network(expand(parameterisation.c_in(level), x) * x, label, cond)
-        if raw.shape != x.shape:
-            raise ValueError(f'The network returned {raw.shape} for an input of {x.shape}; they must be equal.')
-        error = at_least_float32(raw) - parameterisation.target(x0, eps, level)
+        error = split_raw(raw, x, parameterisation.channels)[0] - parameterisation.target(x0, eps, level)
         return weighting(level) * jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
 
     return loss

@@ -15,11 +15,28 @@ import jax.numpy as jnp
 from gen_jax.diffusion.process import expand
 from gen_jax.types import Array, Cond, Denoised, DenoiseFn, Level, Parameterisation, Process
 
-__all__ = ['eps', 'x0', 'v', 'score', 'flow', 'edm']
+__all__ = ['eps', 'x0', 'v', 'score', 'flow', 'edm', 'learned_range']
 
 
 def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def split_raw(raw: Array, x: Array, channels: int = 1) -> tuple[Array, Array | None]:
+    """A network's raw output -> (prediction like x, learned variance like x or None), in float32 at least.
+
+    Args:
+        channels: `Parameterisation.channels`, 2 if the last axis holds both one after the other.
+
+    Raises:
+        ValueError: an output of another shape.
+    """
+    if raw.shape != (*x.shape[:-1], channels * x.shape[-1]):
+        raise ValueError(f'The network returned {raw.shape} for an input of {x.shape}; ' + (
+            'they must be equal.' if channels == 1 else
+            f'with a learned variance it must have {channels * x.shape[-1]} channels (out_channels).'))
+    raw = at_least_float32(raw)
+    return (raw, None) if channels == 1 else (raw[..., :x.shape[-1]], raw[..., x.shape[-1]:])
 
 
 def _divide(a, b):
@@ -71,9 +88,7 @@ def _make(convert, target, label, c_in=lambda level: 1.0) -> Parameterisation:
             x = at_least_float32(x)
             labels = jnp.broadcast_to(label(level, process), x.shape[:1])
             raw = network(expand(c_in(level), x) * x, labels, cond)
-            if raw.shape != x.shape:
-                raise ValueError(f'The network returned {raw.shape} for an input of {x.shape}; they must be equal.')
-            return convert(x, at_least_float32(raw), level)
+            return convert(x, split_raw(raw, x)[0], level)
 
         return denoise
 
@@ -165,3 +180,33 @@ def edm(sigma_data: float = 0.5) -> Parameterisation:
         return 0.25 * (jnp.log(sigma) - jnp.log(alpha))
 
     return _make(convert, target, label, lambda level: 1.0 / n(level.alpha, level.sigma))
+
+
+def learned_range(base: Parameterisation) -> Parameterisation:
+    """`base` with a learned variance of the reverse step, of iDDPM and ADM (Nichol & Dhariwal 2021, Eq. 15).
+
+    The network returns twice the channels: first what `base` reads, then r, which becomes `Denoised.log_var`
+    (r + 1) / 2. Train it with `hybrid_loss` or `vlb_loss`; `denoising_loss` trains the first half only. Published
+    checkpoints are `learned_range(eps())`.
+
+    Raises:
+        ValueError: a base that has a variance already.
+    """
+    if base.channels != 1:
+        raise ValueError('learned_range: the base parameterisation has a learned variance already.')
+
+    def denoiser(network: Callable[..., Array], process: Process) -> DenoiseFn:
+        def denoise(x: Array, level: Level, cond: Cond) -> Denoised:
+            variance = []
+
+            def first_half(x_in: Array, label: Array, cond: Cond) -> Array:
+                prediction, rest = split_raw(network(x_in, label, cond), x, channels=2)
+                variance.append(rest)
+                return prediction
+
+            d = base.denoiser(first_half, process)(x, level, cond)
+            return d._replace(log_var=0.5 * (variance[0] + 1.0))
+
+        return denoise
+
+    return base._replace(denoiser=denoiser, channels=2)
