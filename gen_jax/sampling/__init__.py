@@ -2,12 +2,22 @@
 
 from gen_jax.sampling.base import chain, prior, repeat, sample
 from gen_jax.sampling.classifier_shift import classifier_shift
+from gen_jax.sampling.correctors import (
+    annealed_langevin,
+    euler_maruyama,
+    langevin,
+    ncsn,
+    no_predictor,
+    reverse_diffusion,
+)
 from gen_jax.sampling.editing import lerp, slerp, start_from
 from gen_jax.sampling.grid_edits import reverse, truncate
 from gen_jax.sampling.grids import grid
 from gen_jax.sampling.inpainting import repaint, repaint_grid, replace_known, time_travel
 from gen_jax.sampling.inversion import ddim_inverse
+from gen_jax.sampling.singlestep import dpm2, dpm_solver_3, dpm_solver_interleaved, dpm_solver_singlestep, dpmpp_2s
 from gen_jax.sampling.solvers import ddim, ddpm, euler, heun
+from gen_jax.sampling.stochastic import churn, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, euler_ancestral, lcm
 from gen_jax.sampling.table import SAMPLERS
 
 SOLVERS = tuple(name for name, row in SAMPLERS.items() if row.kind == 'solver')
@@ -15,5 +25,8 @@ SOLVERS = tuple(name for name, row in SAMPLERS.items() if row.kind == 'solver')
 
 __all__ = ['SOLVERS', 'sample', 'chain', 'repeat', 'prior', 'grid', 'truncate', 'reverse',
            'ddpm', 'ddim', 'euler', 'heun',
+           'dpm2', 'dpmpp_2s', 'dpm_solver_3', 'dpm_solver_singlestep', 'dpm_solver_interleaved', 'euler_ancestral',
+           'dpm2_ancestral', 'dpmpp_2s_ancestral', 'dpmpp_sde', 'lcm', 'churn', 'reverse_diffusion', 'euler_maruyama',
+           'no_predictor', 'langevin', 'annealed_langevin', 'ncsn',
            'classifier_shift', 'replace_known', 'time_travel', 'repaint', 'repaint_grid', 'ddim_inverse', 'start_from',
            'lerp', 'slerp']

@@ -9,8 +9,9 @@ sigma_t^2 (1 - r^2).
 import jax
 import jax.numpy as jnp
 
+from gen_jax.diffusion.posterior import interpolate_log_var, one_minus_r2, posterior, posterior_mean
 from gen_jax.diffusion.process import expand
-from gen_jax.types import Array, Level, Point, Sampler
+from gen_jax.types import Point, Sampler
 
 __all__ = ['ddpm', 'ddim', 'euler', 'heun']
 
@@ -20,41 +21,37 @@ def _none(point: Point):
     return ()
 
 
-def _one_minus_r2(t: Level, s: Level) -> tuple[Array, Array]:
-    """(1 - r^2, r^2), which a step that stays on its level (r = 1) makes exactly (0, 1)."""
-    signal, noise = t.alpha * s.sigma, s.alpha * t.sigma
-    r = signal / jnp.where(noise == 0, 1.0, noise)
-    r = jnp.where(noise == 0, 1.0, jnp.minimum(r, 1.0))  # already at the data: nothing is left to draw
-    return (1.0 - r) * (1.0 + r), r * r
-
-
 def ddpm(variance: str = 'fixed_small') -> Sampler:
     """Ancestral sampling (Ho et al. 2020, Eq. 7 and Algorithm 2). Reads x0 and x; one call per step; stochastic.
 
     x_s = alpha_s (1 - r^2) x0 + (alpha_t / alpha_s) (sigma_s / sigma_t)^2 x + std z.
 
     Args:
-        variance: std^2 is 'fixed_small', the posterior's sigma_s^2 (1 - r^2), or 'fixed_large', the forward
-            sigma_t^2 (1 - r^2) (beta_t on a table of betas), which adds nothing in the last step.
+        variance: std^2 is 'fixed_small', the posterior's sigma_s^2 (1 - r^2); 'fixed_large', the forward
+            sigma_t^2 (1 - r^2) (beta_t on a table of betas); or 'learned', interpolated between the logarithms of
+            the two by the denoiser's log_var (Nichol & Dhariwal 2021, Eq. 15). The latter two add nothing in the last
+            step.
 
     Raises:
-        ValueError: unknown variance.
+        ValueError: unknown variance; at trace time, 'learned' with a denoiser that has no log_var.
     """
-    if variance not in ('fixed_small', 'fixed_large'):
-        raise ValueError(f"Unknown variance {variance!r}; choose 'fixed_small' or 'fixed_large'.")
+    if variance not in ('fixed_small', 'fixed_large', 'learned'):
+        raise ValueError(f"Unknown variance {variance!r}; choose 'fixed_small', 'fixed_large' or 'learned'.")
 
     def step(noise, denoise, point, s, state):
         x, t = point.x, point.level
         d = denoise(x, t)
-        fresh = _one_minus_r2(t, s)[0]
-        below = t.sigma ** 2 * s.alpha
-        keep = jnp.where(below == 0, 1.0, s.sigma ** 2 * t.alpha / jnp.where(below == 0, 1.0, below))
+        p = posterior(t, s)
         if variance == 'fixed_small':
-            std = s.sigma * jnp.sqrt(fresh)
+            std = expand(s.sigma * jnp.sqrt(one_minus_r2(t, s)[0]), x)
+        elif variance == 'fixed_large':
+            std = expand(jnp.where(s.index >= s.last, 0.0, t.sigma * jnp.sqrt(one_minus_r2(t, s)[0])), x)
         else:
-            std = jnp.where(s.index >= s.last, 0.0, t.sigma * jnp.sqrt(fresh))
-        mean = expand(s.alpha * fresh, x) * d.x0 + expand(keep, x) * x
-        return Point(mean + expand(std, x) * noise.normal('z', x), s, d.aux), state
+            if d.log_var is None:
+                raise ValueError("variance='learned' needs a denoiser with log_var, this one has none; sample with "
+                                 "'fixed_small' or 'fixed_large'.")
+            std = jnp.where(s.index >= s.last, 0.0, jnp.exp(0.5 * interpolate_log_var(p, d.log_var)))
+        return Point(posterior_mean(p, d.x0, x) + std * noise.normal('z', x), s, d.aux), state
 
     return Sampler(_none, step)
 
@@ -81,7 +78,7 @@ def ddim(eta=0.0) -> Sampler:
         d = denoise(x, t)
         if deterministic:
             return Point(expand(s.alpha, x) * d.x0 + expand(s.sigma, x) * d.eps, s, d.aux), state
-        fresh, kept = _one_minus_r2(t, s)
+        fresh, kept = one_minus_r2(t, s)
         drawn, kept = eta ** 2 * fresh, (1.0 - eta ** 2) + eta ** 2 * kept  # shares of sigma_s^2, without cancellation
         x = (expand(s.alpha, x) * d.x0 + expand(s.sigma * jnp.sqrt(kept), x) * d.eps
              + expand(s.sigma * jnp.sqrt(drawn), x) * noise.normal('z', x))
