@@ -28,6 +28,16 @@ class Playback:
         return self.table[self.i]
 
 
+class StepPlayback(Playback):
+    """One row for all that a step draws, however its sampler is chained: `chain` does not count on."""
+
+    def __init__(self, table, i=None):
+        super().__init__(table, i)
+
+    def at(self, i):
+        return StepPlayback(self.table, i if self.i is None else self.i)
+
+
 class GaussianMixture(NamedTuple):
     """Float64 numpy: weights [K], means [K, D], eigenvectors [K, D, D] (columns), eigenvalues [K, D] of C_k."""
 
