@@ -34,6 +34,19 @@ from gen_jax.models.dcgan import (
     dcgan_generator_64,
     dcgan_generator_digits,
 )
+from gen_jax.models.edm import edm_adm_digits, edm_adm_imagenet64, edm_ddpmpp, edm_ncsnpp, songunet_digits
+from gen_jax.models.score_sde import (
+    ddpm_score_sde_256,
+    ddpm_score_sde_cifar10,
+    ddpmpp_cifar10,
+    ddpmpp_digits,
+    ncsnpp_256,
+    ncsnpp_celeba_64,
+    ncsnpp_cifar10,
+    ncsnpp_digits,
+    ncsnpp_ffhq_1024,
+)
+from gen_jax.models.song_unet import SongUNet
 from gen_jax.models.unet import UNet2D, ddpm_celebahq_256, ddpm_cifar10, unet_digits, unet_tiny
 from gen_jax.models.vae import MLPVAE, vae_digits, vae_tiny
 
@@ -44,6 +57,7 @@ __all__ = [
     'DCGANDiscriminator',
     'DCGANGenerator',
     'MLPVAE',
+    'SongUNet',
     'UNet2D',
     'adm_classifier_digits',
     'adm_classifier_imagenet128',
@@ -68,11 +82,25 @@ __all__ = [
     'dcgan_generator_digits',
     'ddpm_celebahq_256',
     'ddpm_cifar10',
+    'ddpm_score_sde_256',
+    'ddpm_score_sde_cifar10',
+    'ddpmpp_cifar10',
+    'ddpmpp_digits',
+    'edm_adm_digits',
+    'edm_adm_imagenet64',
+    'edm_ddpmpp',
+    'edm_ncsnpp',
     'iddpm_cifar10',
     'iddpm_digits',
     'iddpm_imagenet64',
     'iddpm_lsun256',
     'iddpm_upsampler_64_256',
+    'ncsnpp_256',
+    'ncsnpp_celeba_64',
+    'ncsnpp_cifar10',
+    'ncsnpp_digits',
+    'ncsnpp_ffhq_1024',
+    'songunet_digits',
     'unet_digits',
     'unet_tiny',
     'vae_digits',

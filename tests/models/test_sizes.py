@@ -30,6 +30,27 @@ SIZES = {
     'iDDPM/lsun-bedroom-256': ('iddpm_lsun256', {}, (256, 256, 3), {}, 113_676_678),
     'iDDPM/upsampler-64-256': (
         'iddpm_upsampler_64_256', {}, (256, 256, 3), {**CLASS, 'low_res': (64, 64, 3)}, 279_792_390),
+    'score_sde/subvp/cifar10_ddpm_continuous': ('ddpm_score_sde_cifar10', {}, (32, 32, 3), {}, 35_218_947),
+    'score_sde/subvp/cifar10_ddpmpp_continuous': ('ddpmpp_cifar10', {}, (32, 32, 3), {}, 61_804_419),
+    'score_sde/subvp/cifar10_ddpmpp_deep_continuous': ('ddpmpp_cifar10', {'deep': True}, (32, 32, 3), {}, 106_632_579),
+    'score_sde/subvp/cifar10_ncsnpp_continuous': ('ncsnpp_cifar10', {'sde': 'vp'}, (32, 32, 3), {}, 62_693_251),
+    'score_sde/subvp/cifar10_ncsnpp_deep_continuous': (
+        'ncsnpp_cifar10', {'sde': 'vp', 'deep': True}, (32, 32, 3), {}, 107_521_411),
+    'score_sde/ve/celeba_ncsnpp': ('ncsnpp_celeba_64', {}, (64, 64, 3), {}, 62_693_251),
+    'score_sde/ve/celebahq_256_ncsnpp_continuous': ('ncsnpp_256', {}, (256, 256, 3), {}, 65_574_549),
+    'score_sde/ve/church_ncsnpp_continuous': ('ncsnpp_256', {'sigma_max': 380}, (256, 256, 3), {}, 65_574_549),
+    'score_sde/ve/cifar10_ddpm': ('ddpm_score_sde_cifar10', {'sde': 've'}, (32, 32, 3), {}, 35_218_947),
+    'score_sde/ve/cifar10_ncsnpp': ('ncsnpp_cifar10', {'continuous': False}, (32, 32, 3), {}, 62_693_251),
+    'score_sde/ve/cifar10_ncsnpp_continuous': ('ncsnpp_cifar10', {}, (32, 32, 3), {}, 62_758_915),
+    'score_sde/ve/ffhq_256_ncsnpp_continuous': ('ncsnpp_256', {}, (256, 256, 3), {}, 65_574_549),
+    'score_sde/ve/ffhq_ncsnpp_continuous': ('ncsnpp_ffhq_1024', {}, (1024, 1024, 3), {}, 105_785_896),
+    'score_sde/vp/ddpm/celebahq': ('ddpm_score_sde_256', {}, (256, 256, 3), {}, 111_569_923),
+    'EDM/cifar10-32-uncond-ddpmpp(vp)': ('edm_ddpmpp', {}, (32, 32, 3), {}, 55_733_891),
+    'EDM/cifar10-32-cond-ddpmpp(vp)': ('edm_ddpmpp', {'label_dim': 10}, (32, 32, 3), CLASS, 55_735_299),
+    # The 128 frequencies are a buffer there, a parameter without a gradient here.
+    'EDM/cifar10-32-uncond-ncsnpp(ve)': ('edm_ncsnpp', {}, (32, 32, 3), {}, 56_397_827 + 128),
+    'EDM/cifar10-32-cond-ncsnpp(ve)': ('edm_ncsnpp', {'label_dim': 10}, (32, 32, 3), CLASS, 56_400_643 + 128),
+    'EDM/imagenet-64-cond-adm': ('edm_adm_imagenet64', {}, (64, 64, 3), CLASS, 295_899_267),
 }
 
 
