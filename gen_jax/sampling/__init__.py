@@ -15,18 +15,33 @@ from gen_jax.sampling.grid_edits import reverse, truncate
 from gen_jax.sampling.grids import grid
 from gen_jax.sampling.inpainting import repaint, repaint_grid, replace_known, time_travel
 from gen_jax.sampling.inversion import ddim_inverse
+from gen_jax.sampling.multistep import (
+    deis,
+    dpm_solver_multistep,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    lms,
+    prime,
+)
+from gen_jax.sampling.pndm import ipndm, plms, pndm
 from gen_jax.sampling.singlestep import dpm2, dpm_solver_3, dpm_solver_interleaved, dpm_solver_singlestep, dpmpp_2s
 from gen_jax.sampling.solvers import ddim, ddpm, euler, heun
 from gen_jax.sampling.stochastic import churn, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, euler_ancestral, lcm
 from gen_jax.sampling.table import SAMPLERS
+from gen_jax.sampling.unipc import unipc
 
 SOLVERS = tuple(name for name, row in SAMPLERS.items() if row.kind == 'solver')
 """Names of the solvers, for configs and error messages."""
+CORRECTORS = tuple(name for name, row in SAMPLERS.items() if row.kind == 'corrector')
+"""Names of the correctors, which stay on their level (and churn, which goes up from it), for `chain`."""
 
-__all__ = ['SOLVERS', 'sample', 'chain', 'repeat', 'prior', 'grid', 'truncate', 'reverse',
+__all__ = ['SOLVERS', 'CORRECTORS', 'sample', 'chain', 'repeat', 'prior', 'grid', 'truncate', 'reverse',
            'ddpm', 'ddim', 'euler', 'heun',
            'dpm2', 'dpmpp_2s', 'dpm_solver_3', 'dpm_solver_singlestep', 'dpm_solver_interleaved', 'euler_ancestral',
            'dpm2_ancestral', 'dpmpp_2s_ancestral', 'dpmpp_sde', 'lcm', 'churn', 'reverse_diffusion', 'euler_maruyama',
            'no_predictor', 'langevin', 'annealed_langevin', 'ncsn',
+           'lms', 'pndm', 'plms', 'ipndm', 'deis', 'dpm_solver_multistep', 'dpmpp_2m', 'dpmpp_3m', 'dpmpp_2m_sde', 'unipc',
+           'prime',
            'classifier_shift', 'replace_known', 'time_travel', 'repaint', 'repaint_grid', 'ddim_inverse', 'start_from',
            'lerp', 'slerp']
