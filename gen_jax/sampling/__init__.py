@@ -41,7 +41,7 @@ __all__ = ['SOLVERS', 'CORRECTORS', 'sample', 'chain', 'repeat', 'prior', 'grid'
            'dpm2', 'dpmpp_2s', 'dpm_solver_3', 'dpm_solver_singlestep', 'dpm_solver_interleaved', 'euler_ancestral',
            'dpm2_ancestral', 'dpmpp_2s_ancestral', 'dpmpp_sde', 'lcm', 'churn', 'reverse_diffusion', 'euler_maruyama',
            'no_predictor', 'langevin', 'annealed_langevin', 'ncsn',
-           'lms', 'pndm', 'plms', 'ipndm', 'deis', 'dpm_solver_multistep', 'dpmpp_2m', 'dpmpp_3m', 'dpmpp_2m_sde', 'unipc',
-           'prime',
+           'lms', 'pndm', 'plms', 'ipndm', 'deis', 'dpm_solver_multistep', 'dpmpp_2m', 'dpmpp_3m', 'dpmpp_2m_sde',
+           'unipc', 'prime',
            'classifier_shift', 'replace_known', 'time_travel', 'repaint', 'repaint_grid', 'ddim_inverse', 'start_from',
            'lerp', 'slerp']
