@@ -5,13 +5,14 @@ The network is a list of blocks, each a list of layers, and block i's layer j is
 the lists of `Trunk` say iDDPM, ADM, its up-samplers and the encoder half that is its classifier (`adm_classifier`).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.nn.attention import IMPLEMENTATIONS, FusedAttention
+from gen_jax.nn.attention import IMPLEMENTATIONS, Attention
 from gen_jax.nn.embeddings import timestep_embedding
 from gen_jax.nn.initializers import torch_default
 from gen_jax.nn.norms import GroupNorm
@@ -44,6 +45,10 @@ RES_NAMES = {
     'conv2': 'out_layers.3',
     'conv_shortcut': 'skip_connection',
 }
+
+
+ATTN_NAMES = {'group_norm': 'norm', 'to_qkv': 'qkv', 'to_out.0': 'proj_out'}
+Conv1x1 = partial(nn.Conv, kernel_size=(1,))  # over a sequence of pixels, as the weights are
 
 
 class Layer(NamedTuple):
@@ -136,8 +141,21 @@ class Trunk(nn.Module):
     def _layer(self, layer: Layer, name: str, x: Array, emb: Array, deterministic: bool) -> Array:
         kind, width, heads = layer
         if kind == 'attn':
-            return FusedAttention(heads, not self.use_new_attention_order, self.norm_num_groups, self.dtype,
-                                  self.attention_implementation, name=name)(x)
+            if heads < 1 or width % heads:
+                raise ValueError(f'{heads} heads do not divide the {width} channels at {name}; change num_heads or '
+                                 'num_head_channels')
+            return Attention(
+                width // heads,
+                self.norm_num_groups,
+                dtype=self.dtype,
+                implementation=self.attention_implementation,
+                names=ATTN_NAMES,
+                projection=Conv1x1,
+                fused=True,
+                order='qkv_head_channel' if self.use_new_attention_order else 'head_qkv_channel',
+                kernel_init=torch_default,
+                name=name,
+            )(x)
         if kind == 'res' or (kind in ('down', 'up') and self.resblock_updown):
             return ResnetBlock2D(
                 width,
@@ -199,7 +217,8 @@ class ADMUNet(Trunk):
         num_head_channels: channels of a head.
         use_scale_shift_norm: adaptive group norm (ADM, §3.1); False adds the embedding.
         resblock_updown: residual blocks halve and double the resolution (ADM); False is a convolution (iDDPM).
-        use_new_attention_order: see `gen_jax.nn.attention.split_heads`; False is iDDPM and most of ADM.
+        use_new_attention_order: the channels of q, k and v are ordered 'qkv_head_channel', not 'head_qkv_channel' as in
+            iDDPM and most of ADM; see `gen_jax.nn.attention.split_heads`.
         conv_resample: False halves and doubles without any parameters, where resblock_updown is False.
         dropout: rate in the residual blocks; needs the rng 'dropout' unless deterministic.
         norm_num_groups: divides every number of channels; 32 in all published weights.

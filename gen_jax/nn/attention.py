@@ -11,7 +11,7 @@ from gen_jax.nn.initializers import torch_default
 from gen_jax.nn.norms import GroupNorm
 from gen_jax.types import Array
 
-__all__ = ['IMPLEMENTATIONS', 'Attention', 'AttentionPool2d', 'FusedAttention', 'dot_product_attention', 'split_heads']
+__all__ = ['IMPLEMENTATIONS', 'Attention', 'AttentionPool2d', 'dot_product_attention', 'split_heads']
 
 IMPLEMENTATIONS = (None, 'matmul', 'xla', 'cudnn')
 
@@ -69,6 +69,31 @@ def dot_product_attention(
     return jnp.matmul(jax.nn.softmax(scores, -1).astype(v.dtype), v).swapaxes(1, 2)
 
 
+ORDERS = ('qkv_head_channel', 'head_qkv_channel', 'head_channel_qkv')
+
+
+def split_heads(qkv: Array, num_heads: int, order: str = 'qkv_head_channel') -> tuple[Array, Array, Array]:
+    """The output of one fused projection as q, k and v: [B, N, 3 C] -> three of [B, N, H, C / H].
+
+    Args:
+        num_heads: H; divides C.
+        order: of the channels, the slowest first: 'qkv_head_channel' (ADM's "new order"), 'head_qkv_channel' (iDDPM and
+            most ADM weights) or 'head_channel_qkv' (EDM).
+
+    Raises:
+        ValueError: H does not divide C; unknown order.
+    """
+    if order not in ORDERS:
+        raise ValueError(f'unknown order {order!r} of fused channels; choose from {", ".join(ORDERS)}')
+    *lead, c = qkv.shape
+    if num_heads < 1 or c % (3 * num_heads):
+        raise ValueError(f'{num_heads} heads do not divide the {c // 3} channels; choose a divisor of them')
+    sizes = {'qkv': 3, 'head': num_heads, 'channel': c // (3 * num_heads)}
+    axes = order.split('_')
+    parts = jnp.split(qkv.reshape(*lead, *(sizes[axis] for axis in axes)), 3, len(lead) + axes.index('qkv'))
+    return tuple(part.reshape(*lead, num_heads, -1) for part in parts)
+
+
 class Attention(nn.Module):
     """Self-attention over the pixels of an image, with its group norm and its residual connection.
 
@@ -83,7 +108,8 @@ class Attention(nn.Module):
         implementation: see `dot_product_attention`.
         names: sub-module -> its name in a published checkpoint, for families that do not call them as diffusers does.
         projection: the layer that makes q, k, v and the output: projection(features, kernel_init=, dtype=, name=).
-        fused: q, k and v come from one projection, `to_qkv`, whose channels count (head, channel of the head, q/k/v).
+        fused: q, k and v come from one projection, `to_qkv`.
+        order: of its channels, see `split_heads`.
         kernel_init: of the kernels of q, k and v.
         zero_init: of the output's kernel.
 
@@ -100,6 +126,7 @@ class Attention(nn.Module):
     names: Mapping[str, str] | None = None
     projection: Callable[..., nn.Module] = nn.Dense
     fused: bool = False
+    order: str = 'head_channel_qkv'
     kernel_init: Callable = dense_init
     zero_init: Callable = nn.initializers.zeros
 
@@ -124,64 +151,12 @@ class Attention(nn.Module):
             y = GroupNorm(self.norm_num_groups, self.epsilon, self.dtype, name=named('group_norm'))(y)
         heads = (b, h * w, c // self.head_dim, self.head_dim)
         if self.fused:
-            qkv = project(3 * c, self.kernel_init, 'to_qkv')(y).reshape(*heads, 3)
-            q, k, v = (qkv[..., i] for i in range(3))
+            qkv = project(3 * c, self.kernel_init, 'to_qkv')(y).reshape(b, h * w, 3 * c)
+            q, k, v = split_heads(qkv, c // self.head_dim, self.order)
         else:
             q, k, v = (project(c, self.kernel_init, name)(y).reshape(heads) for name in ('to_q', 'to_k', 'to_v'))
         y = dot_product_attention(q, k, v, implementation=self.implementation).reshape(x.shape)
         return (x + project(c, self.zero_init, 'to_out.0')(y)) / self.rescale_output_factor
-
-
-def split_heads(qkv: Array, num_heads: int, legacy: bool) -> tuple[Array, Array, Array]:
-    """The output of one fused projection as q, k and v: [B, N, 3 C] -> three of [B, N, H, C / H].
-
-    Args:
-        num_heads: H; divides C.
-        legacy: the channels are ordered (head, q/k/v, D), as in iDDPM and most ADM weights, not (q/k/v, head, D).
-
-    Raises:
-        ValueError: H does not divide C.
-    """
-    b, n, c = qkv.shape
-    if num_heads < 1 or c % (3 * num_heads):
-        raise ValueError(f'{num_heads} heads do not divide the {c // 3} channels; choose a divisor of them')
-    if legacy:
-        qkv = qkv.reshape(b, n, num_heads, 3, -1)
-        return qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
-    qkv = qkv.reshape(b, n, 3, num_heads, -1)
-    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-
-
-class FusedAttention(nn.Module):
-    """Self-attention over pixels with one projection to q, k and v: `norm`, `qkv`, `proj_out`, and the residual.
-
-    Nichol & Dhariwal, 2021 (https://arxiv.org/abs/2102.09672), and Dhariwal & Nichol, 2021. The projections are
-    convolutions over a sequence, as their weights are; `proj_out` starts at zero.
-
-    Attributes:
-        num_heads: divides C.
-        legacy: the order of the channels of `qkv`, see `split_heads`.
-        num_groups: of the norm.
-        dtype: compute dtype; parameters are float32.
-        implementation: see `dot_product_attention`.
-    """
-
-    num_heads: int
-    legacy: bool = True
-    num_groups: int = 32
-    dtype: jnp.dtype | None = None
-    implementation: str | None = None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
-        b, h, w, c = x.shape
-        y = GroupNorm(self.num_groups, dtype=self.dtype, name='norm')(x).reshape(b, h * w, c)
-        y = nn.Conv(3 * c, (1,), kernel_init=torch_default, dtype=self.dtype, name='qkv')(y)
-        q, k, v = split_heads(y, self.num_heads, self.legacy)
-        y = dot_product_attention(q, k, v, implementation=self.implementation).reshape(b, h * w, c)
-        y = nn.Conv(c, (1,), kernel_init=nn.initializers.zeros, dtype=self.dtype, name='proj_out')(y)
-        return x + y.reshape(b, h, w, c)
 
 
 class AttentionPool2d(nn.Module):
@@ -217,6 +192,6 @@ class AttentionPool2d(nn.Module):
         position = self.param('positional_embedding', nn.initializers.normal(c ** -0.5), (c, h * w + 1), jnp.float32)
         x = x + position.T.astype(x.dtype)
         y = nn.Conv(3 * c, (1,), kernel_init=torch_default, dtype=self.dtype, name='qkv_proj')(x)
-        q, k, v = split_heads(y, self.num_heads, legacy=False)
+        q, k, v = split_heads(y, self.num_heads)
         y = dot_product_attention(q[:, :1], k, v).reshape(b, 1, c)
         return nn.Conv(self.features, (1,), kernel_init=torch_default, dtype=self.dtype, name='c_proj')(y)[:, 0]

@@ -190,7 +190,8 @@ def test_resolutions_without_attention_and_one_time_for_all():
         (adm_tiny, dict(super_res=True), (X, T, LABELS), 'low_res is missing, but super_res=True'),
         (adm_tiny, {}, (X, T, LABELS, X), 'low_res is given, but super_res=False'),
         (adm_tiny, dict(super_res=True), (X, T, LABELS, X[:1]), r'low_res is \(1, 8, 8, 1\); give \[2, h, w, 1\]'),
-        (adm_tiny, dict(num_head_channels=None, num_heads=3), (X, T, LABELS), '3 heads do not divide the 8 channels'),
+        (adm_tiny, dict(num_head_channels=None, num_heads=3), (X, T, LABELS),
+         '3 heads do not divide the 8 channels at input_blocks.3.1'),
         (adm_tiny, dict(norm_num_groups=3), (X, T, LABELS), 'norm_num_groups=3 .* 8 channels at input_blocks.1'),
     ],
 )
