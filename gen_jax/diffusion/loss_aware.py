@@ -16,7 +16,7 @@ class LossAware(NamedTuple):
     draw: Callable[..., tuple[Array, Array]]
     """(noise, n, extra) -> times [n] and weights [n]; reads extra['times']."""
     init: Callable[[], PyTree]
-    """() -> history: 'losses' float32 [T, H], the oldest first, and 'counts' int32 [T], how many of a row are filled."""
+    """() -> history: 'losses' float32 [T, H], the oldest first, and 'counts' int32 [T], the filled part of each row."""
     update: Callable[[PyTree, Array, Array], PyTree]
     """(history, t [n], losses [n]) -> history, given the losses of the whole batch without importance weights."""
 

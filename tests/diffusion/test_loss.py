@@ -1,4 +1,4 @@
-"""The denoising loss, its training times and its weights."""
+"""The denoising loss."""
 
 import jax
 import jax.numpy as jnp
@@ -74,40 +74,45 @@ def test_wrong_output_shape_is_refused():
             jnp.ones((2, 3)), jnp.array([0.1, 0.2]), noise(2), {})
 
 
-def test_times():
-    n = 4000
-    t, w = times.uniform(VP, t_min=0.2)(noise(n), n, {})
-    assert t.shape == w.shape == (n,) and t.min() >= 0.2 and t.max() < 1 and (w == 1).all()
-    np.testing.assert_allclose(t.mean(), 0.6, atol=5 * 0.8 / np.sqrt(12 * n))
-    small = diffusion.discrete(np.full(4, 0.1))
-    t, _ = times.discrete_uniform(small)(noise(n), n, {})
-    assert t.dtype == jnp.int32
-    np.testing.assert_allclose(np.bincount(t, minlength=4) / n, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / n))
+class Named:
+    """Recorded noise by purpose; a draw that nobody recorded is a KeyError."""
+
+    def __init__(self, **draws):
+        self.draws = draws
+
+    def normal(self, purpose, x):
+        shape = x if isinstance(x, tuple) else x.shape
+        assert self.draws[purpose].shape == tuple(shape)
+        return self.draws[purpose]
 
 
-def test_weightings():
-    level = level_at(VP, jnp.array([0.05, 0.3, 0.9]))
-    snr = np.square(np.asarray(level.alpha) / np.asarray(level.sigma))
-    assert snr.min() < 1 < 5 < snr.max()
-    per = {'x0': 1.0, 'eps': 1 / snr, 'v': 1 / (snr + 1)}
-    for target, factor in per.items():
-        np.testing.assert_allclose(weighting.snr(target)(level), snr * factor, rtol=1e-5)
-        np.testing.assert_allclose(weighting.min_snr(5.0, target)(level), np.minimum(snr, 5) * factor, rtol=1e-5)
-        np.testing.assert_allclose(weighting.truncated_snr(target)(level), np.maximum(snr, 1) * factor, rtol=1e-5)
-        np.testing.assert_allclose(weighting.p2(1.0, 1.0, target)(level), snr / (1 + snr) * factor, rtol=1e-5)
-    np.testing.assert_array_equal(weighting.simple()(level), 1.0)
-    ends = level_at(diffusion.flow(), jnp.array([0.0, 1.0]))
-    for target in per:
-        assert np.isfinite(weighting.min_snr(5.0, target)(ends)).all()
+def test_offset_noise_and_input_perturbation():
+    """Offset noise is in x_t and in the target, a perturbation in x_t alone; off, neither draws."""
+    rng = np.random.default_rng(0)
+    x0, eps, extra = (rng.standard_normal((2, 3, 3, 2)).astype(np.float32) for _ in range(3))
+    offset = rng.standard_normal((2, 1, 1, 2)).astype(np.float32)
+    t, p = jnp.array([0.3, 0.6]), parameterisation.eps()
+    a, s = (np.asarray(f(t))[:, None, None, None] for f in (COSINE.alpha, COSINE.sigma))
+    network = lambda x, label, cond: 0.7 * x  # noqa: E731
+
+    def loss(noise, **kwargs):
+        return denoising_loss(network, COSINE, p, **kwargs)(x0, t, noise, {})
+
+    def by_hand(seen, target):
+        return np.mean((0.7 * (a * x0 + s * seen) - target) ** 2, (1, 2, 3))
+
+    shifted = eps + 0.1 * offset
+    np.testing.assert_allclose(loss(Named(eps=eps)), by_hand(eps, eps), rtol=1e-5)
+    np.testing.assert_allclose(loss(Named(eps=eps, offset_noise=offset), offset_noise=0.1), by_hand(shifted, shifted),
+                               rtol=1e-5)
+    np.testing.assert_allclose(loss(Named(eps=eps, input_perturbation=extra), input_perturbation=0.2),
+                               by_hand(eps + 0.2 * extra, eps), rtol=1e-5)
+    both = Named(eps=eps, offset_noise=offset, input_perturbation=extra)
+    np.testing.assert_allclose(loss(both, offset_noise=0.1, input_perturbation=0.2),
+                               by_hand(shifted + 0.2 * extra, shifted), rtol=1e-5)
 
 
-@pytest.mark.parametrize('call, match', [
-    (lambda: times.uniform(TABLE), 'discrete_uniform'),
-    (lambda: times.discrete_uniform(VP), 'uniform'),
-    (lambda: times.uniform(VP, t_min=2.0), 't_min'),
-    (lambda: weighting.min_snr(0.0), 'gamma'),
-    (lambda: weighting.min_snr(5.0, 'score'), "'score'.*eps"),
-])
-def test_bad_input(call, match):
-    with pytest.raises(ValueError, match=match):
-        call()
+@pytest.mark.parametrize('kwargs', [{'offset_noise': -0.1}, {'input_perturbation': -1.0}])
+def test_bad_input(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        denoising_loss(lambda x, label, cond: x, VP, parameterisation.eps(), **kwargs)

@@ -89,6 +89,20 @@ def test_labels():
     np.testing.assert_array_equal(parameterisation.eps().label(level_at(two, jnp.array([1])), two), [1])
 
 
+def test_labels_of_score_networks():
+    """NCSN counts the sigmas from the greatest; NCSN++ is told sigma."""
+    table = diffusion.discrete_ve(1.0, 0.01, 10)
+    level = level_at(table, jnp.array([-1.0, 0.0, 3.0, 9.0]))
+    np.testing.assert_array_equal(parameterisation.score(label='descending').label(level, table), [9, 9, 6, 0])
+    np.testing.assert_array_equal(parameterisation.score(label='sigma').label(level, table), level.sigma)
+    with pytest.raises(ValueError, match="'index'.*descending"):
+        parameterisation.eps(label='index')
+    with pytest.raises(ValueError, match='label_scale'):
+        parameterisation.eps(label_scale=999.0, label='sigma')
+    with pytest.raises(ValueError, match='continuous'):
+        parameterisation.score(label='descending').label(level, PROCESSES['ve'])
+
+
 def test_network_dtype_and_shape():
     x, raw = draw(2)
     level = level_at(PROCESSES['vp'], jnp.array(0.5))  # one level for the batch: labels are still [B]

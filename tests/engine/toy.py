@@ -16,7 +16,7 @@ def regression(lr=0.1, noise_scale=0.1, per_example=True, every=1, poison_step=N
             {'calls': jnp.zeros((), jnp.float32)}
 
     def fit(params, state, batch, noise):
-        x = batch['x'] + noise_scale * noise.normal('input', batch['x'])
+        x = batch['x'] + noise_scale * (noise.normal('input', batch['x']) + noise.stratified('offset'))
         error = x * params['w']['dense']['kernel'] + params['w']['dense']['bias'] - 2.0 * batch['x']
         loss = jnp.mean(jnp.square(error))
         if poison_step is not None:
