@@ -123,7 +123,7 @@ def test_the_bound_of_an_exact_denoiser_tends_to_the_entropy():
         assert np.all(gaps[v] > 0), (v, gaps[v])  # a bound
         learned = v == 'learned'
         assert np.all((away[1:] < (0.3 if learned else 0.6) * away[:-1])[0 if learned else 1:]), (v, away)  # the trend
-        assert away[-1] < (3e-3 if learned else 0.03), (v, away)
+        assert away[-1] < (3e-3 if learned else 0.07), (v, away)
 
 
 @pytest.mark.parametrize('process', [diffusion.cosine(13.0, -13.0), diffusion.vp(t_min=1e-4)], ids=['cosine', 'vp'])
