@@ -18,7 +18,8 @@ from gen_jax.diffusion.posterior import interpolate_log_var, posterior, posterio
 from gen_jax.diffusion.process import expand, level_at, log_snr, perturb
 from gen_jax.types import Array, Cond, Denoised, DenoiseFn, Level, Process
 
-__all__ = ['VARIANCES', 'VLB', 'continuous_vlb', 'discretised_gaussian_log_prob', 'prior_kl', 'vlb', 'vlb_term']
+__all__ = ['VARIANCES', 'VLB', 'continuous_vlb', 'discretised_gaussian_log_prob', 'grey_level_nll', 'prior_kl', 'vlb',
+           'vlb_term']
 
 VARIANCES = ('fixed_small', 'fixed_large', 'learned')
 
@@ -80,6 +81,16 @@ def prior_kl(x0: Array, level: Level, prior_std=None) -> Array:
     delta = 2.0 * expand(jnp.log(level.sigma) - jnp.log(std), x0)
     kl = 0.5 * (jnp.square(expand(level.alpha / std, x0) * x0) + (jnp.expm1(delta) - delta))
     return _bits_per_dim(kl)
+
+
+def grey_level_nll(x0: Array, mean: Array, log_var: Array, grey: Array) -> Array:
+    """-log p(x0) where p is in proportion to N(mean; x0, exp(log_var)) over the values `grey` [L]; bits/dim [B].
+
+    The decoder of VDM (Eq. 8): exact where a pixel is equally likely to have any of them.
+    """
+    logits = -0.5 * jnp.square(mean[..., None] - grey) * jnp.exp(-log_var)
+    own = -0.5 * jnp.square(mean - x0) * jnp.exp(-log_var)
+    return _bits_per_dim(jax.nn.logsumexp(logits, axis=-1) - own)
 
 
 def vlb_term(d: Denoised, x0: Array, x: Array, t: Level, s: Level, above: Level, variance: str = 'fixed_small',
@@ -194,9 +205,6 @@ def continuous_vlb(noise, denoise: DenoiseFn, process: Process, x0: Array, t: Ar
     if levels is None:
         decoder = _bits_per_dim(-_gaussian_log_prob(x0, mean, log_var))
     else:
-        grey = jnp.linspace(-1.0, 1.0, levels, dtype=x0.dtype)
-        logits = -0.5 * jnp.square(mean[..., None] - grey) * jnp.exp(-log_var)
-        own = -0.5 * jnp.square(mean - x0) * jnp.exp(-log_var)
-        decoder = _bits_per_dim(jax.nn.logsumexp(logits, axis=-1) - own)
+        decoder = grey_level_nll(x0, mean, log_var, jnp.linspace(-1.0, 1.0, levels, dtype=x0.dtype))
     prior = prior_kl(x0, final)
     return VLB(prior + loss + decoder, prior, jnp.stack([loss, decoder]))

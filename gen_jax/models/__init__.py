@@ -49,6 +49,15 @@ from gen_jax.models.score_sde import (
 from gen_jax.models.song_unet import SongUNet
 from gen_jax.models.unet import UNet2D, ddpm_celebahq_256, ddpm_cifar10, unet_digits, unet_tiny
 from gen_jax.models.vae import MLPVAE, vae_digits, vae_tiny
+from gen_jax.models.vdm import (
+    VDM,
+    vdm_cifar10,
+    vdm_cifar10_aug,
+    vdm_digits,
+    vdm_imagenet32,
+    vdm_imagenet64,
+    vdm_tiny,
+)
 
 __all__ = [
     'ADMClassifier',
@@ -59,6 +68,7 @@ __all__ = [
     'MLPVAE',
     'SongUNet',
     'UNet2D',
+    'VDM',
     'adm_classifier_digits',
     'adm_classifier_imagenet128',
     'adm_classifier_imagenet256',
@@ -105,4 +115,10 @@ __all__ = [
     'unet_tiny',
     'vae_digits',
     'vae_tiny',
+    'vdm_cifar10',
+    'vdm_cifar10_aug',
+    'vdm_digits',
+    'vdm_imagenet32',
+    'vdm_imagenet64',
+    'vdm_tiny',
 ]

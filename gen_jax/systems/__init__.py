@@ -4,5 +4,6 @@ from gen_jax.systems.clip import clip
 from gen_jax.systems.diffusion import diffusion
 from gen_jax.systems.gan import gan
 from gen_jax.systems.vae import vae
+from gen_jax.systems.vdm import vdm
 
-__all__ = ['clip', 'diffusion', 'gan', 'vae']
+__all__ = ['clip', 'diffusion', 'gan', 'vae', 'vdm']
