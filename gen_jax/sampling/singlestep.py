@@ -10,6 +10,7 @@ A step from pure noise (alpha = 0), to the data (sigma = 0), or over less than 1
 is Euler's (`ddim` at eta = 0) with one call. The other steps may go in either direction.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,78 +38,73 @@ def _check(order: int, algorithm_type: str, solver_type: str):
         raise ValueError(f'Unknown solver_type {solver_type!r}; choose one of {SOLVER_TYPES}.')
 
 
-def _lambda(level: Level) -> Array:
-    return jnp.log(level.alpha) - jnp.log(level.sigma)
+def _gap(t: Level, s: Level) -> Array:
+    """lambda_s - lambda_t, to the digits of the levels themselves."""
+    return jnp.log(s.alpha / t.alpha) - jnp.log(s.sigma / t.sigma)
 
 
 def level_between(process: Process, t: Level, s: Level, fraction) -> Level:
     """The level of `process` that lies `fraction` of the way from t to s in lambda; it keeps the index of t.
 
-    Where a table of betas ends before that lambda, it is the table's end: read lambda back from the level.
+    The larger of alpha and sigma is the process's, the smaller follows from lambda: exact where the process is steep,
+    and where a row lies beyond the end of a table of betas, whose last t the network is then told.
     """
-    lam = _lambda(t) + fraction * (_lambda(s) - _lambda(t))
-    time = process.inverse(lam)
-    rows = (jnp.asarray(a, lam.dtype) for a in (time, process.alpha(time), process.sigma(time)))
-    return Level(*rows, t.index, t.last)
+    lam = jnp.log(t.alpha) - jnp.log(t.sigma) + fraction * _gap(t, s)
+    time = jnp.asarray(process.inverse(lam), lam.dtype)
+    alpha, sigma = (jnp.asarray(a, lam.dtype) for a in (process.alpha(time), process.sigma(time)))
+    ratio = jnp.exp(-jnp.abs(lam))
+    return Level(time, jnp.where(lam < 0, sigma * ratio, alpha), jnp.where(lam < 0, sigma, alpha * ratio), t.index,
+                 t.last)
 
 
-def _phi2(h: Array) -> Array:
-    """1 - (1 - e^-h) / h, by its series near 0."""
-    small = jnp.abs(h) < 1e-2
-    safe = jnp.where(small, 1.0, h)
-    return jnp.where(small, h * (1 / 2 - h * (1 / 6 - h * (1 / 24 - h / 120))), 1.0 + jnp.expm1(-safe) / safe)
+def _phi(h: Array, order: int) -> Array:
+    """order 2: 1 - (1 - e^-h) / h; order 3: 1/2 - (e^-h - 1 + h) / h^2. By their series within |h| < 1.
+
+    The closed forms lose digits there, of which third differences of outputs show every one.
+    """
+    small = jnp.abs(h) < 1.0
+    series, safe = jnp.zeros_like(h), jnp.where(small, 1.0, h)
+    for k in range(16, 0, -1):  # sum over k of -(-h)^k / (k + order - 1)!
+        series = -jnp.where(small, h, 0.0) * (series - 1.0 / math.factorial(k + order - 1))
+    closed = 1.0 + jnp.expm1(-safe) / safe if order == 2 else 0.5 - (jnp.expm1(-safe) + safe) / safe ** 2
+    return jnp.where(small, series, closed)
 
 
-def _phi3(h: Array) -> Array:
-    """1/2 - (e^-h - 1 + h) / h^2, by its series near 0."""
-    small = jnp.abs(h) < 1e-2
-    safe = jnp.where(small, 1.0, h)
-    series = h * (1 / 6 - h * (1 / 24 - h * (1 / 120 - h / 720)))
-    return jnp.where(small, series, 0.5 - (jnp.expm1(-safe) + safe) / safe ** 2)
-
-
-def _weights(lambdas: list[Array], lam_s: Array, solver_type: str) -> list[Array]:
-    """Weights of the outputs at `lambdas` (1 to 3, the first is where the step starts) in a step to lam_s.
+def _weights(h: Array, r: list, solver_type: str) -> list[Array]:
+    """Weights of the 1 to 3 outputs in a step of length h in lambda; the later ones are at the fractions r of it.
 
     The integral of e^(lambda - lam_s) D(lambda) d lambda with D expanded in lambda by divided differences: 'heun'
     takes all of them (Lu et al. 2022a, Eq. 4.4); 'midpoint' is the paper's own shorter sum, of the same order at their
     intermediate levels (DPM-Solver-2 and -3, Algorithms 1 and 2; DPM-Solver++(2S), Lu et al. 2022b, Algorithm 1).
     """
-    h = lam_s - lambdas[0]
     phi1 = -jnp.expm1(-h)
-    r = [(lam - lambdas[0]) / h for lam in lambdas[1:]]
     if not r:
         return [phi1]
     if len(r) == 1:
-        w = (0.5 * phi1 if solver_type == 'midpoint' else _phi2(h)) / r[0]
+        w = (0.5 * phi1 if solver_type == 'midpoint' else _phi(h, 2)) / r[0]
         return [phi1 - w, w]
     if solver_type == 'midpoint':
-        w = _phi2(h) / r[1]
+        w = _phi(h, 2) / r[1]
         return [phi1 - w, jnp.zeros_like(w), w]
     # D' = (r1 d0 - r0 d1) / (r1 - r0) and D'' = 2 (d1 - d0) / (r1 - r0), with the slopes d = (D_i - D_0) / r_i
-    slope, bend = _phi2(h), 2.0 * _phi3(h)
+    slope, bend = _phi(h, 2), 2.0 * _phi(h, 3)
     w1 = (r[1] * slope - bend) / (r[1] - r[0]) / r[0]
     w2 = (bend - r[0] * slope) / (r[1] - r[0]) / r[1]
     return [phi1 - w1 - w2, w1, w2]
 
 
-def _ends(level: Level, algorithm_type: str) -> tuple[Array, Array, Array]:
-    """(a, b, log(a / b)): the network's part grows with a while x decays with b.
+def _exponential(x: Array, t: Level, s: Level, h: Array, r: list, outputs: list[Array], algorithm_type: str,
+                 solver_type: str) -> Array:
+    """x at t carried to s, h away in lambda, with the outputs at t and at the fractions r; alpha > 0 and sigma > 0.
 
     dpmsolver++ predicts x0 and integrates x / sigma over lambda; dpmsolver predicts eps and integrates x / alpha over
     -lambda: the same formulas with alpha and sigma exchanged.
     """
-    lam = _lambda(level)
-    return (level.alpha, level.sigma, lam) if algorithm_type == 'dpmsolver++' else (level.sigma, level.alpha, -lam)
-
-
-def _exponential(x: Array, levels: list[Level], outputs: list[Array], s: Level, algorithm_type: str,
-                 solver_type: str) -> Array:
-    """x at levels[0] carried to s with the network's outputs at `levels`; all levels within alpha > 0, sigma > 0."""
-    ends = [_ends(level, algorithm_type) for level in levels]
-    a_s, b_s, lam_s = _ends(s, algorithm_type)
-    weights = _weights([lam for _, _, lam in ends], lam_s, solver_type)
-    return expand(b_s / ends[0][1], x) * x + sum(expand(a_s * w, x) * d for w, d in zip(weights, outputs, strict=True))
+    if algorithm_type == 'dpmsolver++':
+        grow, decay, weights = s.alpha, s.sigma / t.sigma, _weights(h, r, solver_type)
+    else:
+        grow, decay, weights = s.sigma, s.alpha / t.alpha, _weights(-h, r, solver_type)
+    return expand(decay, x) * x + sum(expand(grow * w, x) * d for w, d in zip(weights, outputs, strict=True))
 
 
 def _output(d: Denoised, algorithm_type: str) -> Array:
@@ -117,7 +113,7 @@ def _output(d: Denoised, algorithm_type: str) -> Array:
 
 def has_between(t: Level, s: Level) -> Array:
     """Whether a step has levels strictly inside it: not from pure noise, to the data, or of (nearly) no length."""
-    h = jnp.abs(_lambda(s) - _lambda(t))
+    h = jnp.abs(_gap(t, s))
     return (h > 1e-4) & jnp.isfinite(h)
 
 
@@ -137,13 +133,12 @@ def single_step(process: Process, fractions: tuple, algorithm_type: str, solver_
         first = denoise(x, t)
 
         def refined():
-            levels, outputs = [t], [_output(first, algorithm_type)]
-            for fraction in fractions:
-                level = level_between(process, t, s, fraction)
-                u = _exponential(x, levels, outputs, level, algorithm_type, 'heun')
-                levels.append(level)
+            h, outputs = _gap(t, s), [_output(first, algorithm_type)]
+            for k, r in enumerate(fractions):
+                level, before = level_between(process, t, s, r), [a / r for a in fractions[:k]]
+                u = _exponential(x, t, level, r * h, before, outputs, algorithm_type, 'heun')
                 outputs.append(_output(denoise(u, level), algorithm_type))
-            return _exponential(x, levels, outputs, s, algorithm_type, solver_type)
+            return _exponential(x, t, s, h, fractions, outputs, algorithm_type, solver_type)
 
         def euler():
             return expand(s.alpha, x) * first.x0 + expand(s.sigma, x) * first.eps
@@ -258,11 +253,16 @@ def dpm_solver_interleaved(order: int = 2, algorithm_type: str = 'dpmsolver++', 
         def first():
             return expand(s.alpha, x) * d.x0 + expand(s.sigma, x) * d.eps
 
+        def later(*levels):
+            start, h = group.levels[0], _gap(group.levels[0], s)
+            return _exponential(group.x, start, s, h, [_gap(start, level) / h for level in levels],
+                                [*group.outputs[:len(levels)], out], algorithm_type, solver_type)
+
         def second():
-            return _exponential(group.x, [group.levels[0], t], [group.outputs[0], out], s, algorithm_type, solver_type)
+            return later(t)
 
         def third():
-            return _exponential(group.x, [*group.levels, t], [*group.outputs, out], s, algorithm_type, solver_type)
+            return later(group.levels[1], t)
 
         still = ~has_between(t, s)  # nothing is gained by a higher order, and rows may coincide
         x = jax.lax.switch(jnp.where(still, 0, count - 1), (first, second, third)[:order])
