@@ -2,6 +2,7 @@
 
 from gen_jax.sampling.base import chain, prior, repeat, sample
 from gen_jax.sampling.classifier_shift import classifier_shift
+from gen_jax.sampling.compat import from_diffusers, make_clip, make_sampler, retarget
 from gen_jax.sampling.correctors import (
     annealed_langevin,
     euler_maruyama,
@@ -37,6 +38,7 @@ CORRECTORS = tuple(name for name, row in SAMPLERS.items() if row.kind == 'correc
 """Names of the correctors, which stay on their level (and churn, which goes up from it), for `chain`."""
 
 __all__ = ['SOLVERS', 'CORRECTORS', 'sample', 'chain', 'repeat', 'prior', 'grid', 'truncate', 'reverse',
+           'from_diffusers', 'make_sampler', 'make_clip', 'retarget',
            'ddpm', 'ddim', 'euler', 'heun',
            'dpm2', 'dpmpp_2s', 'dpm_solver_3', 'dpm_solver_singlestep', 'dpm_solver_interleaved', 'euler_ancestral',
            'dpm2_ancestral', 'dpmpp_2s_ancestral', 'dpmpp_sde', 'lcm', 'churn', 'reverse_diffusion', 'euler_maruyama',

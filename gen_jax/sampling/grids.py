@@ -73,14 +73,14 @@ def _data_time(process: Process) -> float:
     return 0.0 if process.steps is None else -1.0
 
 
-def _check_steps(steps: int):
+def check_steps(steps: int):
     if not isinstance(steps, (int, np.integer)) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f'steps must be an integer of at least 1, got {steps!r}.')
 
 
 def _discrete(process: Process, steps: int, spacing: str, times, set_alpha_to_one: bool, max_steps, dtype) -> Level:
     """times(T, steps) -> descending indices [steps], followed by the data."""
-    _check_steps(steps)
+    check_steps(steps)
     if process.steps is None:
         raise ValueError(f'{spacing!r} spacing needs a discrete table of betas, this process is continuous; '
                          "use 'uniform_t', 'karras' or 'log_snr'.")
@@ -145,7 +145,7 @@ def uniform_t(process: Process, steps: int, max_steps: int | None = None, t_star
     Raises:
         ValueError: steps < 1 or over max_steps, or t_start <= t_end.
     """
-    _check_steps(steps)
+    check_steps(steps)
     t_start = process.t_max if t_start is None else t_start
     t_end = _data_time(process) if t_end is None else t_end
     if not t_start > t_end:
@@ -169,7 +169,7 @@ def _noise_range(process: Process, sigma_min, sigma_max) -> tuple[float, float]:
 
 def ramp(steps: int, final_sigmas_type: str) -> np.ndarray:
     """0 .. 1 over the levels before the data ('zero': `steps` of them), or over all (`steps` + 1 of them)."""
-    _check_steps(steps)
+    check_steps(steps)
     if final_sigmas_type not in FINALS:
         raise ValueError(f'Unknown final_sigmas_type {final_sigmas_type!r}; choose one of {list(FINALS)}.')
     return np.linspace(0.0, 1.0, steps if final_sigmas_type == 'zero' else steps + 1)
@@ -276,7 +276,7 @@ def custom(process: Process, steps: int, max_steps: int | None = None, times=Non
         ValueError: neither or both given, a length that does not fit `steps`, values that do not descend or lie
             outside the process.
     """
-    _check_steps(steps)
+    check_steps(steps)
     if (times is None) == (sigmas is None):
         raise ValueError("'custom' spacing needs either times or sigmas.")
     name, values = ('times', times) if sigmas is None else ('sigmas', sigmas)

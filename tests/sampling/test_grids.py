@@ -140,7 +140,7 @@ def test_one_program_for_all_spacings():
         return jnp.sum(rows.sigma)
 
     for process in PROCESSES.values():
-        for spacing, make in grids._SPACINGS.items():
+        for spacing, make in grids.SPACINGS.items():
             if process.steps is None and 'set_alpha_to_one' in inspect.signature(make).parameters:
                 continue
             options = {'times': process.t_max * np.linspace(1, 0.5, 5)} if spacing == 'custom' else {}
