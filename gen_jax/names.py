@@ -9,8 +9,8 @@ from typing import Any
 
 __all__ = ['ConfigError', 'NAMESPACES', 'choices', 'lookup', 'make']
 
-NAMESPACES = ('models', 'diffusion', 'diffusion.parameterisation', 'diffusion.times', 'diffusion.weighting', 'sampling',
-              'systems', 'data.transforms', 'tokenizers', 'metrics')
+NAMESPACES = ('models', 'diffusion', 'diffusion.parameterisation', 'diffusion.times', 'diffusion.weighting',
+              'diffusion.losses', 'sampling', 'systems', 'data.transforms', 'tokenizers', 'metrics')
 
 
 class ConfigError(ValueError):

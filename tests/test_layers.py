@@ -10,7 +10,7 @@ EVERYWHERE = {'types', 'rng'}
 ARROWS = {
     'types': set(), 'rng': set(), 'trees': set(), 'names': set(), 'config': {'names'},
     'nn': set(), 'models': {'nn', 'trees'}, 'diffusion': set(), 'sampling': {'diffusion'}, 'losses': set(),
-    'tokenizers': set(), 'systems': {'models', 'nn', 'diffusion', 'sampling', 'losses', 'trees'},
+    'tokenizers': set(), 'systems': {'models', 'nn', 'diffusion', 'sampling', 'losses', 'trees', 'names'},
     'data': {'tokenizers'}, 'metrics': set(), 'engine': {'config', 'trees', 'metrics'},
     'interop': {'models', 'trees', 'tokenizers'},
     'pipelines': {'models', 'diffusion', 'sampling', 'interop', 'tokenizers'},

@@ -1,6 +1,7 @@
 """What the commands share: parsing that leaves --config.* overrides alone, and preparing JAX."""
 
 import argparse
+import ast
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,14 @@ def show_help(p: argparse.ArgumentParser, spec: str | None = None) -> int:
     else:
         print('configs: ' + ', '.join(sorted(config_names())) + '\nadd --config NAME to see its tree of settings')
     return 0
+
+
+def literal(text: str):
+    """A Python literal (number, bool, None, list ...), or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def prepare_jax(cpu_devices: int = 0, batch_size: int = 0, compile_cache: bool = True) -> None:

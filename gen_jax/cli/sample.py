@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gen_jax.cli.options import fail, parse, parser, prepare_jax, show_help
+from gen_jax.cli.options import fail, literal, parse, parser, prepare_jax, show_help
 
 
 def run(argv) -> int:
@@ -17,9 +17,12 @@ def run(argv) -> int:
     p.add_argument('--labels', help='class numbers, for instance 3 or 0,1,2 (default: all classes in turn)')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--steps', type=int, help='sampling steps')
-    p.add_argument('--solver', help='for instance ddim or ddpm')
+    p.add_argument('--solver', help='for instance ddim, ddpm, heun or dpmpp_2m (gen-jax list solvers)')
+    p.add_argument('--spacing', help='of the steps, for instance trailing, karras or log_snr')
     p.add_argument('--guidance', help='guidance scale, or none')
     p.add_argument('--eta', type=float, help='stochasticity of ddim, 0 to 1')
+    p.add_argument('--set', metavar='KEY=VALUE', action='append', default=[], help='any other setting of the predict, '
+                   'for instance rho=5 or corrector=langevin; repeatable')
     p.add_argument('--step', type=int, help='checkpoint step (default: the newest)')
     p.add_argument('--ema', help='name of the average to use; "" for the raw parameters')
     p.add_argument('--batch-size', type=int, default=100)
@@ -38,11 +41,15 @@ def run(argv) -> int:
     except ValueError:
         return fail(f'gen-jax sample: --labels {args.labels} --guidance {args.guidance}: numbers separated by commas, '
                     'and a number or none')
+    for item in args.set:
+        key, equals, value = item.partition('=')
+        if not equals or not key.isidentifier():
+            return fail(f'gen-jax sample: --set {item}: expected KEY=VALUE')
+        settings[key] = literal(value)
     if args.n is not None and args.n < 1 or args.batch_size < 1:
         return fail(f'gen-jax sample: --n {args.n} --batch-size {args.batch_size}: at least 1')
-    settings.update({k: v for k, v in (('steps', args.steps), ('eta', args.eta)) if v is not None})
-    if args.solver:
-        overrides.append(f'--config.system.solver={args.solver}')
+    named = {k: getattr(args, k) for k in ('steps', 'eta', 'solver', 'spacing')}
+    settings.update({k: v for k, v in named.items() if v is not None})
     prepare_jax()
     from gen_jax.build import load
     from gen_jax.engine.files import save_npz

@@ -76,7 +76,9 @@ class Predictor:
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
             out = multihost_utils.process_allgather(out, tiled=True)
-        return {k: np.asarray(v)[:size] for k, v in jax.device_get(out).items()}
+        out = {k: np.asarray(v)[:size] for k, v in jax.device_get(out).items()}
+        find_predict(self.system, name).check(out)
+        return out
 
     def stream(self, name: str, variables: Variables, *, seed: int, batches: Iterable[Mapping], options
                ) -> Iterator[tuple[dict[str, np.ndarray], Mapping]]:

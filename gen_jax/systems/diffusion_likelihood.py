@@ -1,0 +1,84 @@
+"""How well a diffusion model explains data: held-out losses by time, and bits per dimension by two roads."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_jax import sampling
+from gen_jax.diffusion.guidance import clip_x0
+from gen_jax.diffusion.loss import denoising_loss
+from gen_jax.diffusion.vlb import VARIANCES, vlb
+from gen_jax.rng import Noise
+from gen_jax.sampling.adaptive import require_converged
+from gen_jax.sampling.likelihood import bits_per_dim, dequantise, log_likelihood
+from gen_jax.types import Predict
+
+__all__ = ['likelihood_predicts']
+
+
+def likelihood_predicts(model) -> dict[str, Predict]:
+    """The predicts 'losses', 'likelihood' and, on a discrete table, 'vlb'; see `gen_jax.systems.diffusion`."""
+    process = model.process
+
+    def denoiser(variables):
+        return model.parameterisation.denoiser(model.apply(variables.params['unet']), process)
+
+    def losses(variables, keys, batch, options):
+        del options
+        noise = Noise(keys)
+        x0, given = model.inward(batch['image']), model.condition(batch)
+        per_example = denoising_loss(model.apply(variables.params['unet']), process, model.parameterisation)
+        u, low, span = noise.uniform('offset'), process.t_min, process.t_max - process.t_min
+
+        def one(i):  # stratified: one time in each of loss_times equal parts of [t_min, t_max]
+            t = low + span * (i + u) / model.loss_times
+            return per_example(x0, t, noise.at(i), given), t
+
+        values, at = jax.lax.map(one, jnp.arange(model.loss_times))
+        return {'loss': values.T, 't': at.T}
+
+    def likelihood(variables, keys, batch, options):
+        noise, (how,) = Noise(keys), options['how']
+        divergence, probes = how
+        x = model.inward(dequantise(noise, batch['image'], model.levels, model.dequantise))
+        found = log_likelihood(denoiser(variables), process, x, model.condition(batch), noise=noise,
+                               divergence=divergence, probes=int(probes), rtol=options['tol'], atol=options['tol'],
+                               max_nfe=options['max_nfe'])
+        dims = int(np.prod(model.image_shape))
+        log_p = found.log_p + dims * np.log(0.5 * (model.image_range[1] - model.image_range[0]))  # in units of [-1, 1]
+        return {'bits_per_dim': bits_per_dim(log_p, dims, model.levels, model.dequantise),
+                'nfe': found.nfe, 'converged': found.converged}
+
+    def likelihood_options(divergence: str = 'rademacher', probes: int = 1, tol: float = 1e-4, max_nfe: int = 2000):
+        if divergence not in ('exact', 'rademacher', 'gaussian'):
+            raise ValueError(f"divergence {divergence!r}: choose from 'exact', 'rademacher', 'gaussian'")
+        if probes < 1 or not tol > 0 or max_nfe < 1:
+            raise ValueError(f'probes {probes}, tol {tol}, max_nfe {max_nfe}: must be positive')
+        return {'how': {(divergence, str(probes)): ()}, 'tol': jnp.float32(tol), 'max_nfe': jnp.int32(max_nfe)}
+
+    def bound(variables, keys, batch, options):
+        (variance,) = options['variance']
+        denoise = denoiser(variables)
+        denoise = denoise if model.clip is None else clip_x0(model.clip)(denoise)
+        found = vlb(Noise(keys), denoise, batch['image'], options['grid'], model.condition(batch), variance,
+                    model.levels)
+        return {'bits_per_dim': found.total, 'prior': found.prior, 'terms': found.terms.T}
+
+    def bound_options(steps: int | None = None, variance: str | None = None):
+        learned = getattr(model.parameterisation, 'channels', 1) == 2
+        variance = variance or ('learned' if learned else 'fixed_small')
+        if variance not in VARIANCES or variance.startswith('learned') and not learned:
+            raise ValueError(f'variance {variance!r}: choose from {VARIANCES}; a learned one needs '
+                             'parameterisation.learned_range')
+        return {'grid': sampling.grid(process, steps or process.steps, 'linspace', max_steps=process.steps),
+                'variance': {variance: ()}}
+
+    def check(out):
+        require_converged(SimpleNamespace(**out))
+
+    found = {'losses': Predict(losses), 'likelihood': Predict(likelihood, likelihood_options, check=check)}
+    if process.steps is None or tuple(model.image_range) != (-1.0, 1.0):  # the bound's decoder knows grey levels there
+        return found
+    return {**found, 'vlb': Predict(bound, bound_options)}

@@ -1,0 +1,302 @@
+"""What a trained diffusion model is used for: predict functions over one denoiser, one scan and one set of settings."""
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_jax import sampling
+from gen_jax.diffusion.guidance import classifier_free, clip_x0, dynamic_threshold, interval
+from gen_jax.rng import Noise
+from gen_jax.sampling import grids
+from gen_jax.sampling.adaptive import require_converged, sample_adaptive, time_range
+from gen_jax.sampling.inpainting import check_mask
+from gen_jax.systems import plan
+from gen_jax.types import Cond, DenoiseFn, Parameterisation, Predict, Process, PyTree
+
+__all__ = ['Trained', 'predicts']
+
+
+class Trained(NamedTuple):
+    """A diffusion model as its predicts see it."""
+
+    apply: Callable[[PyTree], Callable]
+    """params -> network(x, label, cond), deterministic."""
+    process: Process
+    parameterisation: Parameterisation
+    image_shape: tuple[int, ...]
+    cond: Mapping[str, str]
+    """Network keyword -> batch key."""
+    null: Mapping[str, Any]
+    guided: bool
+    """Whether the unconditional branch was trained."""
+    condition: Callable[[Mapping], Cond]
+    """batch -> cond, refusing a batch that lacks it."""
+    clip: float | None
+    max_steps: int
+    settings: Mapping[str, Any]
+    """Default sampling settings: steps, solver, spacing ..."""
+    loss_times: int
+    levels: int
+    """Grey levels of the data."""
+    dequantise: bool
+    """Whether it was trained on dequantised data that fill [-1, 1] (`sampling.likelihood.dequantise`)."""
+    image_range: tuple[float, float]
+
+    def inward(self, image):
+        """Images in [-1, 1] in the model's range."""
+        low, high = self.image_range
+        return image if (low, high) == (-1.0, 1.0) else low + 0.5 * (high - low) * (image + 1.0)
+
+    def outward(self, x):
+        """What the model made, as images clipped to [-1, 1]."""
+        low, high = self.image_range
+        return jnp.clip(x if (low, high) == (-1.0, 1.0) else 2.0 * (x - low) / (high - low) - 1.0, -1.0, 1.0)
+
+NAMED = ('steps', 'solver', 'spacing', 'corrector', 'corrector_steps', 'guidance_scale', 'guidance_rescale',
+         'guidance_sigma_lo', 'guidance_sigma_hi', 'threshold', 'percentile')
+
+
+def _solver(name: str):
+    if name not in sampling.SOLVERS:
+        raise ValueError(f'solver {name!r}: choose from {", ".join(sampling.SOLVERS)}')
+    return getattr(sampling, name)
+
+
+def _corrector(name: str):
+    if name not in sampling.CORRECTORS:
+        raise ValueError(f'corrector {name!r}: choose from {", ".join(sampling.CORRECTORS)}')
+    return getattr(sampling, name)
+
+
+def _find(name: str):
+    return getattr(sampling, name)
+
+
+def _guidance(scale=None, rescale=None, sigma_lo=None, sigma_hi=None) -> dict[str, PyTree]:
+    """Traced guidance settings; which of them are there is static."""
+    given = {'rescale': rescale, 'sigma_lo': sigma_lo, 'sigma_hi': sigma_hi}
+    given = {k: v for k, v in given.items() if v is not None}
+    if scale is None:
+        if given:
+            raise ValueError(f'guidance_{sorted(given)[0]} needs a guidance_scale')
+        return {}
+    if 'sigma_lo' in given or 'sigma_hi' in given:
+        given = {'sigma_lo': 0.0, 'sigma_hi': float('inf'), **given}
+        interval(float(scale), given['sigma_lo'], given['sigma_hi'])  # refuses an empty interval
+    classifier_free(float(scale), {}, given.get('rescale', 0.0))
+    return {'scale': jnp.float32(scale), **{k: jnp.float32(v) for k, v in given.items()}}
+
+
+def _threshold(kind: str | None, clip: float | None, percentile: float) -> dict[str, PyTree]:
+    """{kind: traced settings} of the threshold on x0."""
+    if kind not in (None, 'none', 'static', 'dynamic'):
+        raise ValueError(f"threshold {kind!r}: choose from 'static', 'dynamic', 'none'")
+    kind = kind or ('none' if clip is None else 'static')
+    limit = 1.0 if clip is None else clip
+    if kind == 'none':
+        return {}
+    if kind == 'static':
+        return {'static': {'limit': jnp.float32(limit)}}
+    dynamic_threshold(percentile, limit)
+    return {'dynamic': {'percentile': jnp.float32(percentile), 'limit': jnp.float32(limit)}}
+
+
+def sampling_options(model: Trained, *, steps: int | None = None, solver: str | None = None,
+                     spacing: str | None = None, corrector: str | None = None, corrector_steps: int | None = None,
+                     guidance_scale: float | None = None, guidance_rescale: float | None = None,
+                     guidance_sigma_lo: float | None = None, guidance_sigma_hi: float | None = None,
+                     threshold: str | None = None, percentile: float = 0.995, strength: float | None = None,
+                     **settings) -> dict[str, PyTree]:
+    """Flat settings -> the options pytree of every predict that samples. None is the model's default.
+
+    Args:
+        steps, solver, spacing: how many, and names in gen_jax.sampling and its grids.
+        corrector: name of a corrector, which runs `corrector_steps` times before each step of the solver; 'none'.
+        guidance_scale: None samples conditionally, with one call of the network.
+        guidance_rescale, guidance_sigma_lo, guidance_sigma_hi: see `classifier_free` and `interval`.
+        threshold: 'static' (at the model's clip), 'dynamic' (at `percentile`) or 'none'.
+        strength: share of the steps to walk, in (0, 1], for a start from a picture.
+        settings: keywords of the solver, the corrector and the spacing. The model's defaults for parts that are not
+            used are passed over.
+
+    Raises:
+        ValueError: unknown solvers, correctors, spacings and settings, with the choices; values out of range;
+            guidance of a model without an unconditional branch.
+    """
+    process, default = model.process, dict(model.settings)
+
+    def chosen(value, name, otherwise=None):
+        found = default.pop(name, None)
+        return value if value is not None else found if found is not None else otherwise
+
+    steps, solver, corrector = chosen(steps, 'steps', 50), chosen(solver, 'solver'), chosen(corrector, 'corrector')
+    corrector_steps = chosen(corrector_steps, 'corrector_steps', 1)
+    spacing = chosen(spacing, 'spacing', 'uniform_t' if process.steps is None else 'leading')
+    guidance_scale = chosen(guidance_scale, 'guidance_scale')
+    if guidance_scale is not None and not model.guided:
+        raise ValueError(f'guidance_scale {guidance_scale}, but no unconditional branch was trained '
+                         '(system.null and system.cond_dropout > 0); use guidance_scale None')
+    if corrector_steps < 1:
+        raise ValueError(f'corrector_steps {corrector_steps}: at least 1')
+    parts = [(solver, _solver(solver))]
+    if corrector not in (None, 'none'):
+        parts.insert(0, (corrector, _corrector(corrector)))
+    grid_keys = plan.keywords(grids.SPACINGS.get(spacing, grids.uniform_t)).keys() - {'max_steps', 'dtype'}
+    taken = {*grid_keys, *(k for _, maker in parts for k in plan.keywords(maker))}
+    settings = {**{k: v for k, v in default.items() if k in taken},
+                **{k: v for k, v in settings.items() if v is not None}}
+    grid_settings = {k: settings.pop(k) for k in sorted(grid_keys) if k in settings}
+    grid = grids.grid(process, steps, spacing, max_steps=model.max_steps, **grid_settings)
+    return {'grid': grid if strength is None else sampling.truncate(grid, strength),
+            'guidance': _guidance(guidance_scale, guidance_rescale, guidance_sigma_lo, guidance_sigma_hi),
+            'threshold': _threshold(threshold, model.clip, percentile),
+            'sampler': plan.bind(parts, process, settings, (*NAMED, *grid_keys)),
+            'repeat': {str(corrector_steps): ()}}
+
+
+def sampler_of(model: Trained, options):
+    """The sampler that the options describe: correctors, then the solver, within each row."""
+    *correctors, solver = plan.make(options['sampler'], model.process, _find)
+    (n,) = (int(k) for k in options['repeat'])
+    return sampling.chain(*(sampling.repeat(c, n) if n > 1 else c for c in correctors), solver) \
+        if correctors else solver
+
+
+def denoiser(model: Trained, variables, options) -> DenoiseFn:
+    """The network's denoiser with guidance and thresholding."""
+    denoise = model.parameterisation.denoiser(model.apply(variables.params['unet']), model.process)
+    if guidance := options['guidance']:
+        scale = guidance['scale']
+        if 'sigma_lo' in guidance:
+            scale = interval(scale, guidance['sigma_lo'], guidance['sigma_hi'])
+        denoise = classifier_free(scale, model.null, guidance.get('rescale', 0.0))(denoise)
+    for kind, values in options['threshold'].items():
+        denoise = {'static': clip_x0, 'dynamic': dynamic_threshold}[kind](**values, recompute_eps=True)(denoise)
+    return denoise
+
+
+def _mask(keep, shape):
+    """[1, H, W, 1], 1 where a picture is kept: a named half, 'frame' (all but the centre), or an array [H, W]."""
+    rows, columns = np.indices(shape[:2]) / (np.array(shape[:2]) - 1).reshape(2, 1, 1).clip(1)
+    named = {'top': rows < 0.5, 'bottom': rows > 0.5, 'left': columns < 0.5, 'right': columns > 0.5,
+             'frame': np.maximum(abs(rows - 0.5), abs(columns - 0.5)) > 0.25}
+    if isinstance(keep, str) and keep not in named:
+        raise ValueError(f'keep {keep!r}: choose from {", ".join(named)}, or give a mask of shape {shape[:2]}, 1 known')
+    mask = named[keep] if isinstance(keep, str) else np.asarray(keep, np.float32)
+    if mask.shape[:2] != tuple(shape[:2]):
+        raise ValueError(f'keep has shape {mask.shape}, the pictures {tuple(shape[:2])}')
+    mask = mask.reshape(1, *shape[:2], 1).astype(np.float32)
+    check_mask((1, *shape[:2], 1), mask)
+    return mask
+
+
+def predicts(model: Trained) -> dict[str, Predict]:
+    """The predict functions of a diffusion model, by name.
+
+    All that sample share their settings: steps, solver, spacing, corrector, corrector_steps, guidance_scale and the
+    keywords of the parts that these name (eta, order, rho, s_churn, snr ...); see docs/samplers.md.
+    """
+    reads = tuple(model.cond.values())
+
+    def options(**settings):
+        return sampling_options(model, **settings)
+
+    def run(variables, noise, batch, options, x, sampler=None):
+        """The scan from x at the first row of the grid; the picture [B, ...] it ends at."""
+        sampler = sampler_of(model, options) if sampler is None else sampler
+        return sampling.sample(noise, denoiser(model, variables, options), sampler, x, options['grid'],
+                               model.condition(batch)).x
+
+    def check(out):
+        require_converged(SimpleNamespace(**out))
+
+    def generate(variables, keys, batch, options):
+        noise = Noise(keys)
+        x = sampling.prior(noise, (keys.shape[0], *model.image_shape), options['grid'])
+        return {'image': model.outward(run(variables, noise, batch, options, x))}
+
+    def edit(variables, keys, batch, options):
+        noise = Noise(keys)
+        x = sampling.start_from(noise, model.inward(batch['image']), options['grid'])
+        return {'image': model.outward(run(variables, noise, batch, options, x))}
+
+    def inverted(variables, keys, batch, options):
+        """The noise that the picture came from, by the probability-flow ODE walked backwards."""
+        back = {**options, 'grid': options['back'], 'guidance': {}, 'threshold': {}}
+        (n,) = options['iterations']
+        return run(variables, Noise(keys), batch, back, model.inward(batch['image']), sampling.ddim_inverse(int(n)))
+
+    def reconstruct(variables, keys, batch, options):
+        x = inverted(variables, keys, batch, options)
+        return {'image': model.outward(run(variables, Noise(keys), batch, options, x))}
+
+    def encode(variables, keys, batch, options):
+        return {'x_T': inverted(variables, keys, batch, options)}
+
+    def invertible(iterations: int = 1, **settings):
+        found = options(**settings)
+        sampling.ddim_inverse(iterations)
+        return {**found, 'back': sampling.reverse(found['grid']), 'iterations': {str(iterations): ()}}
+
+    def interpolate(variables, keys, batch, options):
+        noise, weight = Noise(keys), options['weight']
+        shape, n = (keys.shape[0], *model.image_shape), weight.shape[0]
+        start, end = (options['grid'].sigma[0] * noise.normal(name, shape) for name in ('start', 'end'))
+        x = jax.vmap(lambda w: sampling.slerp(start, end, w), out_axes=1)(weight)
+        batch = {k: jnp.repeat(v, n, 0) for k, v in batch.items()}
+        keys = jnp.repeat(keys, n)
+        x = run(variables, Noise(keys), batch, options, x.reshape(-1, *model.image_shape))
+        return {'image': model.outward(x).reshape(shape[0], n, *model.image_shape)}
+
+    def interpolate_options(pictures: int = 8, **settings):
+        if pictures < 2:
+            raise ValueError(f'pictures {pictures}; an interpolation needs both of its ends')
+        return {**options(**settings), 'weight': jnp.linspace(0.0, 1.0, pictures)}
+
+    def inpaint(variables, keys, batch, options):
+        noise, known = Noise(keys), model.inward(batch['image'])
+        mask = batch['mask'] if 'mask' in batch else jnp.broadcast_to(options['mask'], known.shape[:-1] + (1,))
+        solver = sampler_of(model, options)
+        sampler = sampling.time_travel(sampling.chain(solver, sampling.replace_known(known, mask)))
+        x = sampling.prior(noise, known.shape, options['grid'])
+        return {'image': model.outward(run(variables, noise, batch, options, x, sampler=sampler))}
+
+    def inpaint_options(keep='top', jump_length: int = 1, jump_n_sample: int = 1, **settings):
+        found = options(**settings)
+        if jump_n_sample > 1:
+            walk = sampling.repaint_grid(found['grid'], jump_length, jump_n_sample)
+            size = 1 << int(walk.last[0] - 1).bit_length()  # so that few lengths are compiled
+            found['grid'] = sampling.repaint_grid(found['grid'], jump_length, jump_n_sample, max_steps=size)
+        return {**found, 'mask': _mask(keep, model.image_shape)}
+
+    def generate_ode(variables, keys, batch, options):
+        process, shape = model.process, (keys.shape[0], *model.image_shape)
+        _, t_max = time_range(process)
+        x = process.sigma(t_max) * Noise(keys).normal('x_T', shape)
+        found = sample_adaptive(denoiser(model, variables, options), process, x, cond=model.condition(batch),
+                                rtol=options['tol'], atol=options['tol'], max_nfe=options['max_nfe'])
+        return {'image': model.outward(found.y), 'nfe': found.nfe, 'converged': found.converged}
+
+    def ode_options(tol: float = 1e-4, max_nfe: int = 2000, **settings):
+        unknown = set(settings) - {'guidance_scale', 'guidance_rescale', 'guidance_sigma_lo', 'guidance_sigma_hi',
+                                   'threshold', 'percentile'}
+        if unknown:
+            raise ValueError(f'generate_ode has no steps to set: {sorted(unknown)[0]!r} is unknown; choose from tol, '
+                             'max_nfe and those of guidance and threshold')
+        if not tol > 0 or max_nfe < 1:
+            raise ValueError(f'tol {tol}, max_nfe {max_nfe}: must be positive')
+        found = sampling_options(model, **{'threshold': 'none', **settings})
+        return {'guidance': found['guidance'], 'threshold': found['threshold'], 'tol': jnp.float32(tol),
+                'max_nfe': jnp.int32(max_nfe)}
+
+    return {'generate': Predict(generate, options, reads),
+            'edit': Predict(edit, lambda strength=0.6, **settings: options(strength=strength, **settings)),
+            'reconstruct': Predict(reconstruct, invertible),
+            'encode': Predict(encode, invertible),
+            'interpolate': Predict(interpolate, interpolate_options, reads),
+            'inpaint': Predict(inpaint, inpaint_options),
+            'generate_ode': Predict(generate_ode, ode_options, reads, check)}
