@@ -29,9 +29,10 @@ def _threshold(limited, recompute_eps: bool) -> Transform:
 
 
 def clip_x0(limit: float = 1.0, recompute_eps: bool = False) -> Transform:
-    """Static thresholding: x0 clipped to [-limit, limit]; the limit may be traced, inf clips nothing.
+    """Static thresholding: x0 clipped to [-limit, limit].
 
     Args:
+        limit: () or [B], may be traced; inf clips nothing.
         recompute_eps: False keeps the network's eps (what `clip_sample` usually means in DDIM; DDPM does not read it);
             True makes eps agree with the clipped x0 and x (GLIDE).
 
@@ -39,7 +40,7 @@ def clip_x0(limit: float = 1.0, recompute_eps: bool = False) -> Transform:
         ValueError: a limit of 0 or less.
     """
     _positive('limit', limit)
-    return _threshold(lambda x0: jnp.clip(x0, -limit, limit), recompute_eps)
+    return _threshold(lambda x0: jnp.clip(x0, -expand(limit, x0), expand(limit, x0)), recompute_eps)
 
 
 def dynamic_threshold(percentile: float = 0.995, limit: float = 1.0, max_value: float = float('inf'),
@@ -47,12 +48,13 @@ def dynamic_threshold(percentile: float = 0.995, limit: float = 1.0, max_value: 
     """Dynamic thresholding (Saharia et al. 2022, Imagen, Sec. 2.3): x0 is clipped to [-s, s] and scaled by limit / s.
 
     s is the `percentile` of |x0| over all pixels and channels of each example, linearly interpolated, but at least
-    `limit` (where it is static thresholding) and at most `max_value`. All three may be traced.
+    `limit` (where it is static thresholding) and at most `max_value`.
 
     Args:
-        percentile: within [0, 1] (diffusers: `dynamic_thresholding_ratio`).
-        limit: data range of the model, [-limit, limit].
-        max_value: largest s (diffusers: `sample_max_value`, whose default of 1 makes it static).
+        percentile: (), within [0, 1], may be traced (diffusers: `dynamic_thresholding_ratio`).
+        limit: data range of the model, [-limit, limit]; () or [B], may be traced.
+        max_value: largest s, () or [B], may be traced (diffusers: `sample_max_value`, whose default of 1 makes it
+            static).
         recompute_eps: as in `clip_x0`.
 
     Raises:
@@ -66,7 +68,8 @@ def dynamic_threshold(percentile: float = 0.995, limit: float = 1.0, max_value: 
     def limited(x0):
         x0 = at_least_float32(x0)
         s = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), percentile, axis=1)
-        s = expand(jnp.clip(s, limit, max_value), x0)
-        return jnp.clip(x0, -s, s) * (limit / s)
+        s = jnp.clip(s, limit, max_value)
+        bound = expand(s, x0)
+        return jnp.clip(x0, -bound, bound) * expand(limit / s, x0)
 
     return _threshold(limited, recompute_eps)

@@ -56,5 +56,5 @@ def slerp(a: Array, b: Array, weight) -> Array:
     cosine = dot(a, b) / jnp.where(lengths == 0, 1.0, lengths)
     straight = (lengths == 0) | (jnp.abs(cosine) > 0.9995)
     theta = jnp.arccos(jnp.where(straight, 0.0, cosine))
-    arc = (jnp.sin((1.0 - w) * theta) * a + jnp.sin(w * theta) * b) / jnp.sin(theta)
-    return jnp.where(straight, (1.0 - w) * a + w * b, arc)
+    share = lambda w: jnp.where(straight, w, jnp.sin(w * theta) / jnp.sin(theta))  # noqa: E731
+    return share(1.0 - w) * a + share(w) * b
