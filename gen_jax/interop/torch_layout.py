@@ -7,6 +7,7 @@ say (renamed or fused layers, transposed convolutions) belongs into a table of t
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 
 import jax
@@ -52,13 +53,14 @@ def to_torch(params: PyTree) -> dict[str, np.ndarray]:
     }
 
 
-def from_torch(state_dict: Mapping[str, np.ndarray], params: PyTree) -> PyTree:
+def from_torch(state_dict: Mapping[str, np.ndarray], params: PyTree, ignore: str | None = None) -> PyTree:
     """State dict -> parameters of the structure, shapes and dtypes of `params`.
 
     Args:
-        state_dict: numpy arrays by torch key; every key must be used.
+        state_dict: numpy arrays by torch key; every key must be used or ignored.
         params: the tree to fill, of arrays or of `jax.ShapeDtypeStruct` (as from `jax.eval_shape`): its values are
             not read.
+        ignore: a regular expression of keys that are no parameters here, such as buffers: EDM's 'resample_filter$'.
 
     Returns:
         A nested dict of numpy arrays, cast to the dtypes of `params`.
@@ -67,6 +69,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], params: PyTree) -> PyTree:
         ValueError: keys missing, unexpected or mis-shaped; all of them are listed, each with the nearest name.
     """
     flat = flatten(params)
+    if ignore is not None:
+        state_dict = {k: v for k, v in state_dict.items() if not re.search(ignore, k)}
     missing = [k for k in flat if k not in state_dict]
     unexpected = [k for k in state_dict if k not in flat]
     problems = [f'missing {k!r}{_nearest(k, unexpected, "the file has")}' for k in missing]

@@ -1,8 +1,8 @@
 """The networks of 'Elucidating the design space of diffusion-based generative models' (Karras et al., 2022).
 
-Their label is c_noise of the preconditioning and their input c_in x: `edm()`. VE and VP models of the paper's
-re-implementations (its Table 1) have the same networks. A published snapshot holds them under the prefix `model.`, with
-the buffers `resample_filter`, which are constants here.
+Their label is c_noise and their input c_in x of the preconditioning: parameterisation `edm()`. The state dict of a
+published snapshot holds them under the prefix `model.`, with buffers that are constants here; without the prefix it is
+loaded by `from_torch(state_dict, params, ignore='resample_filter$')`.
 """
 
 from gen_jax.models.score_sde import DIGITS

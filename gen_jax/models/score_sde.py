@@ -1,15 +1,17 @@
 """The networks of 'Score-based generative modeling through SDEs' (Song et al., 2021), as its code publishes them.
 
-| trained with | label (what the network is told) | parameterisation |
-|---|---|---|
-| VP, sub-VP, continuous | 999 t | `eps(label_scale=999)` |
-| VP, 1000 steps | index of the table | `eps()` |
-| VE, continuous (`fourier`) | sigma; the network takes its logarithm and divides its output by sigma | `score(label='sigma')` |
-| VE, 1000 scales (`positional`) | row of the table, the greatest sigma first; it divides by it | `score(label='descending')` |
-
-VE networks were trained on images in [0, 1] (`center_input_sample=True` maps them, noise included, to [-1, 1]); with
-images in [-1, 1], set center_input_sample=False and double sigma_min and sigma_max.
-"""  # noqa: E501
+What they are told and what they return, with the parameterisation that says so:
+    VP and sub-VP, continuous: told 999 t, they return eps: `eps(label_scale=999)`.
+    VP, 1000 steps: told the index, they return eps: `eps()` with a discrete process.
+    VE, continuous ('fourier'): told sigma, of which they take the logarithm, and by which they divide their output,
+        which is the score: `score(label='sigma')`; the published loss weighs it by sigma^2: `weighting.snr('score')`.
+    VE, 1000 scales ('positional'): told the row of the table, the greatest sigma first, by whose sigma they divide
+        their output: `score(label='descending')` with the process of the table.
+VE networks were trained on images in [0, 1], which they map, noise included, to [-1, 1] (`center_input_sample`). To
+train them on images in [-1, 1], set center_input_sample=False and double sigma_min and sigma_max.
+A published state dict has the keys of `SongUNet` behind `module.`, and the buffer `sigmas`, a constant here:
+`from_torch(state_dict, params, ignore='^sigmas$')` once the prefix is gone.
+"""
 
 from gen_jax.models.song_unet import SongUNet
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax.models.song_blocks import LAYOUTS, UNetBlock
-from gen_jax.nn.attention import Attention
+from gen_jax.nn.attention import IMPLEMENTATIONS, Attention
 from gen_jax.nn.embeddings import GaussianFourierProjection, timestep_embedding
 from gen_jax.nn.norms import GroupNorm
 from gen_jax.nn.resampling import fir_downsample, fir_filter, fir_taps, fir_upsample, upsample_nearest
@@ -294,9 +294,10 @@ def check_config(unet: SongUNet) -> None:
         'decoder_type': ('standard', 'skip'),
         'resblock_type': ('biggan', 'ddpm'),
         'decoder_attention': ('last', 'every'),
+        'attention_implementation': IMPLEMENTATIONS,
     }.items():
         if getattr(unet, field) not in choices:
-            raise ValueError(f'unknown {field} {getattr(unet, field)!r}; choose from {", ".join(choices)}')
+            raise ValueError(f'unknown {field} {getattr(unet, field)!r}; choose from {", ".join(map(str, choices))}')
     fir_taps(unet.resample_filter)
     if not unet.channel_mult:
         raise ValueError('channel_mult is empty; give one multiplier per resolution')

@@ -1,6 +1,7 @@
 """Prints what the networks of github.com/NVlabs/edm answer for small random instances, into edm.npz.
 
-Needs torch and a checkout: `python -m tests.golden.make_edm PATH`. Weights and inputs are drawn from names, see `draws`.
+Needs torch and a checkout: `python -m tests.golden.make_edm PATH`. Weights and inputs are drawn from names, see
+`draws`.
 """
 
 import json
@@ -15,10 +16,11 @@ SMALL = dict(img_resolution=8, model_channels=8, channel_mult=[1, 2], num_blocks
 CASES = {
     'ddpmpp': ('SongUNet', dict(**SMALL, label_dim=3, augment_dim=5)),
     'ncsnpp': ('SongUNet', dict(
-        SMALL, channel_mult=[1, 2, 3], num_blocks=2, embedding_type='fourier', channel_mult_noise=2,
+        SMALL, channel_mult=[1, 2, 3], embedding_type='fourier', channel_mult_noise=2,
         encoder_type='residual', resample_filter=[1, 3, 3, 1])),
     'skips': ('SongUNet', dict(
-        **SMALL, encoder_type='skip', decoder_type='skip', resample_filter=[1, 3, 3, 1], out_channels=2, augment_dim=5)),
+        **SMALL, encoder_type='skip', decoder_type='skip', resample_filter=[1, 3, 3, 1], out_channels=2,
+        augment_dim=5)),
     'residual_means': ('SongUNet', dict(**SMALL, encoder_type='residual', label_dim=3, in_channels=1, out_channels=1)),
     'adm': ('DhariwalUNet', dict(SMALL, model_channels=64, channel_mult=[2, 1], label_dim=3, augment_dim=5)),
 }

@@ -23,7 +23,7 @@ MODEL = dict(
 CASES = {  # what differs from the settings above
     'ddpmpp': {},
     'ncsnpp_ve': dict(
-        ch_mult=(1, 2, 3), num_res_blocks=2, fir=True, progressive_input='residual', embedding_type='fourier',
+        num_res_blocks=2, fir=True, progressive_input='residual', embedding_type='fourier',
         scale_by_sigma=True, centered=False),
     'ncsnpp_pyramids': dict(
         ch_mult=(1, 2, 2), fir=True, progressive_input='input_skip', progressive='output_skip',

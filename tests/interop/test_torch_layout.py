@@ -42,6 +42,13 @@ def test_round_trip():
     assert {x.dtype for x in jax.tree.leaves(from_torch(to_torch(PARAMS), half))} == {np.dtype('float16')}
 
 
+def test_buffers_are_ignored_only_if_asked_for():
+    state_dict = {**to_torch(PARAMS), 'down_blocks.0.filter': np.ones(4)}
+    chex.assert_trees_all_equal(from_torch(state_dict, PARAMS, ignore='[.]filter$'), PARAMS)
+    with pytest.raises(ValueError, match="unexpected 'down_blocks.0.filter'"):
+        from_torch(state_dict, PARAMS, ignore='^filter')
+
+
 def test_one_error_lists_everything():
     state_dict = to_torch(PARAMS)
     state_dict['down_blocks.0.resnets.0.conv_1.weight'] = state_dict.pop('down_blocks.0.resnets.0.conv1.weight')
