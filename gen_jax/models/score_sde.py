@@ -7,8 +7,9 @@ What they are told and what they return, with the parameterisation that says so:
         which is the score: `score(label='sigma')`; the published loss weighs it by sigma^2: `weighting.snr('score')`.
     VE, 1000 scales ('positional'): told the row of the table, the greatest sigma first, by whose sigma they divide
         their output: `score(label='descending')` with the process of the table.
-VE networks were trained on images in [0, 1], which they map, noise included, to [-1, 1] (`center_input_sample`). To
-train them on images in [-1, 1], set center_input_sample=False and double sigma_min and sigma_max.
+VE networks were trained on images in [0, 1] (image_range=(0, 1) of `systems.diffusion`), which they map, noise and all,
+to [-1, 1] (`center_input_sample`). For images in [-1, 1], set center_input_sample=False and double sigma_min and
+sigma_max.
 A published state dict has the keys of `SongUNet` behind `module.`, and the buffer `sigmas`, a constant here:
 `from_torch(state_dict, params, ignore='^sigmas$')` once the prefix is gone.
 """

@@ -1,5 +1,7 @@
 """Published networks have their published number of parameters, to the last digit: one row each."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -44,6 +46,15 @@ SIZES = {
     'score_sde/ve/cifar10_ncsnpp_continuous': ('ncsnpp_cifar10', {}, (32, 32, 3), {}, 62_758_915),
     'score_sde/ve/ffhq_256_ncsnpp_continuous': ('ncsnpp_256', {}, (256, 256, 3), {}, 65_574_549),
     'score_sde/ve/ffhq_ncsnpp_continuous': ('ncsnpp_ffhq_1024', {}, (1024, 1024, 3), {}, 105_785_896),
+    'score_sde/vp/cifar10_ddpmpp': ('ddpmpp_cifar10', {}, (32, 32, 3), {}, 61_804_419),
+    'score_sde/vp/cifar10_ddpmpp_continuous': ('ddpmpp_cifar10', {}, (32, 32, 3), {}, 61_804_419),
+    'score_sde/vp/cifar10_ncsnpp': ('ncsnpp_cifar10', {'sde': 'vp'}, (32, 32, 3), {}, 62_693_251),
+    'score_sde/vp/cifar10_ncsnpp_continuous': ('ncsnpp_cifar10', {'sde': 'vp'}, (32, 32, 3), {}, 62_693_251),
+    'score_sde/vp/cifar10_ncsnpp_deep_continuous': (
+        'ncsnpp_cifar10', {'sde': 'vp', 'deep': True}, (32, 32, 3), {}, 107_521_411),
+    'score_sde/vp/ddpm/church': ('ddpm_score_sde_256', {}, (256, 256, 3), {}, 111_569_923),
+    'score_sde/vp/ddpm/cifar10': ('ddpm_score_sde_cifar10', {}, (32, 32, 3), {}, 35_218_947),
+    'score_sde/vp/ddpm/cifar10_continuous': ('ddpm_score_sde_cifar10', {}, (32, 32, 3), {}, 35_218_947),
     'score_sde/vp/ddpm/celebahq': ('ddpm_score_sde_256', {}, (256, 256, 3), {}, 111_569_923),
     'EDM/cifar10-32-uncond-ddpmpp(vp)': ('edm_ddpmpp', {}, (32, 32, 3), {}, 55_733_891),
     'EDM/cifar10-32-cond-ddpmpp(vp)': ('edm_ddpmpp', {'label_dim': 10}, (32, 32, 3), CLASS, 55_735_299),
@@ -51,13 +62,24 @@ SIZES = {
     'EDM/cifar10-32-uncond-ncsnpp(ve)': ('edm_ncsnpp', {}, (32, 32, 3), {}, 56_397_827 + 128),
     'EDM/cifar10-32-cond-ncsnpp(ve)': ('edm_ncsnpp', {'label_dim': 10}, (32, 32, 3), CLASS, 56_400_643 + 128),
     'EDM/imagenet-64-cond-adm': ('edm_adm_imagenet64', {}, (64, 64, 3), CLASS, 295_899_267),
+    'NCSN/CondRefineNetDilated MNIST': ('ncsn_mnist', {}, (28, 28, 1), {}, 7_638_657),
+    'NCSN/CondRefineNetDilated CIFAR10+CelebA': ('ncsn_cifar10', {}, (32, 32, 3), {}, 30_117_635),
+    'NCSNv2/cifar10': ('ncsnv2_cifar10', {}, (32, 32, 3), {}, 29_694_083),
+    'NCSNv2/celeba': ('ncsnv2_celeba', {}, (64, 64, 3), {}, 29_694_083),
+    'NCSNv2/bedroom NCSNv2Deeper': ('ncsnv2_lsun', {}, (128, 128, 3), {}, 83_445_379),
+    'NCSNv2/ffhq NCSNv2Deepest': ('ncsnv2_ffhq', {}, (256, 256, 3), {}, 94_132_611),
 }
+
+
+@functools.cache
+def count(factory, overrides, image_shape, conditions):
+    network = getattr(models, factory)(**dict(overrides))
+    cond = {k: jnp.zeros((1, *s), int if k == 'class_labels' else jnp.float32) for k, s in conditions}
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.ones(1), **cond))
+    return trees.count(shapes)
 
 
 @pytest.mark.parametrize('variant', SIZES)
 def test_size(variant):
     factory, overrides, image_shape, conditions, expected = SIZES[variant]
-    network = getattr(models, factory)(**overrides)
-    cond = {k: jnp.zeros((1, *s), int if k == 'class_labels' else jnp.float32) for k, s in conditions.items()}
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.ones(1), **cond))
-    assert trees.count(shapes) == expected
+    assert count(factory, tuple(overrides.items()), image_shape, tuple(conditions.items())) == expected
