@@ -35,6 +35,15 @@ from gen_jax.models.dcgan import (
     dcgan_generator_digits,
 )
 from gen_jax.models.edm import edm_adm_digits, edm_adm_imagenet64, edm_ddpmpp, edm_ncsnpp, songunet_digits
+from gen_jax.models.ncsn import NCSN, ncsn_cifar10, ncsn_digits, ncsn_mnist
+from gen_jax.models.ncsnv2 import (
+    NCSNv2,
+    ncsnv2_celeba,
+    ncsnv2_cifar10,
+    ncsnv2_digits,
+    ncsnv2_ffhq,
+    ncsnv2_lsun,
+)
 from gen_jax.models.score_sde import (
     ddpm_score_sde_256,
     ddpm_score_sde_cifar10,
@@ -66,6 +75,8 @@ __all__ = [
     'DCGANDiscriminator',
     'DCGANGenerator',
     'MLPVAE',
+    'NCSN',
+    'NCSNv2',
     'SongUNet',
     'UNet2D',
     'VDM',
@@ -105,11 +116,19 @@ __all__ = [
     'iddpm_imagenet64',
     'iddpm_lsun256',
     'iddpm_upsampler_64_256',
+    'ncsn_cifar10',
+    'ncsn_digits',
+    'ncsn_mnist',
     'ncsnpp_256',
     'ncsnpp_celeba_64',
     'ncsnpp_cifar10',
     'ncsnpp_digits',
     'ncsnpp_ffhq_1024',
+    'ncsnv2_celeba',
+    'ncsnv2_cifar10',
+    'ncsnv2_digits',
+    'ncsnv2_ffhq',
+    'ncsnv2_lsun',
     'songunet_digits',
     'unet_digits',
     'unet_tiny',
