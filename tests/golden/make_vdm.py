@@ -19,7 +19,8 @@ CASES = {
     'nnet': dict(gamma_type='learnable_nnet', with_attention=True, with_fourier_features=False),
     'discrete': dict(gamma_type='learnable_scalar', with_attention=False, with_fourier_features=True),
 }
-COMMON = dict(gamma_min=-13.3, gamma_max=5.0, sm_n_embd=32, sm_n_layer=1, sm_pdrop=0.1)
+# 64 channels in 32 groups: with one channel in a group, the norms would hide the condition.
+COMMON = dict(gamma_min=-13.3, gamma_max=5.0, sm_n_embd=64, sm_n_layer=1, sm_pdrop=0.1)
 STEPS = {'scalar': 0, 'nnet': 0, 'discrete': 7}
 """T of the loss, 0 for continuous time."""
 TIMES = np.linspace(0, 1, 9, dtype=np.float32)
@@ -37,7 +38,7 @@ def weight(path: str, shape) -> np.ndarray:
     x = draw(path, shape)
     if path.startswith('gamma'):
         line = {'gamma/w': 15, 'gamma/b': -10, 'gamma/l1/kernel': 12, 'gamma/l1/bias': -8}
-        return x + np.float32(line.get(path, 0)) if path != 'gamma/l2/kernel' else 3 * x
+        return x + np.float32(line[path]) if path in line else 3 * x
     if path.endswith('kernel'):
         return x / np.float32(np.sqrt(np.prod(shape[:-1])))
     return 1 + 0.3 * x if path.endswith('scale') else 0.3 * x

@@ -32,6 +32,10 @@ SIZES = {
     'iDDPM/lsun-bedroom-256': ('iddpm_lsun256', {}, (256, 256, 3), {}, 113_676_678),
     'iDDPM/upsampler-64-256': (
         'iddpm_upsampler_64_256', {}, (256, 256, 3), {**CLASS, 'low_res': (64, 64, 3)}, 279_792_390),
+    'VDM/cifar10': ('vdm_cifar10', {}, (32, 32, 3), {}, 30_578_181),
+    'VDM/cifar10_aug': ('vdm_cifar10_aug', {}, (32, 32, 3), {}, 122_140_677),
+    'VDM/imagenet32': ('vdm_imagenet32', {}, (32, 32, 3), {}, 122_137_605),
+    'VDM/imagenet64': ('vdm_imagenet64', {}, (64, 64, 3), {}, 237_603_845),
     'score_sde/subvp/cifar10_ddpm_continuous': ('ddpm_score_sde_cifar10', {}, (32, 32, 3), {}, 35_218_947),
     'score_sde/subvp/cifar10_ddpmpp_continuous': ('ddpmpp_cifar10', {}, (32, 32, 3), {}, 61_804_419),
     'score_sde/subvp/cifar10_ddpmpp_deep_continuous': ('ddpmpp_cifar10', {'deep': True}, (32, 32, 3), {}, 106_632_579),
