@@ -20,7 +20,7 @@ lint: $(VENV)/.test
 
 # Prints the reference programs' numbers again; needs torch, diffusers and transformers, in an environment of their own.
 golden: $(VENV)-reference/.done
-	for script in tests/golden/make_*.py; do $(VENV)-reference/bin/python $$script || exit 1; done
+	for script in tests/golden/make_*.py; do PYTHONPATH=. $(VENV)-reference/bin/python $$script || exit 1; done
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
