@@ -198,7 +198,8 @@ def _sampler(kind: str, c: dict, compat: bool) -> dict[str, Any]:
              'DDIMInverseScheduler': {'name': 'ddim_inverse', 'compat': compat},
              'EulerDiscreteScheduler': {'name': 'euler'}, 'EDMEulerScheduler': {'name': 'euler'},
              'EulerAncestralDiscreteScheduler': {'name': 'euler_ancestral'}, 'IPNDMScheduler': {'name': 'ipndm'},
-             'HeunDiscreteScheduler': {'name': 'heun'}, 'FlowMatchHeunDiscreteScheduler': {'name': 'heun'},
+             'HeunDiscreteScheduler': {'name': 'heun'},
+             'FlowMatchHeunDiscreteScheduler': {'name': 'heun', 'straight': True},
              'KDPM2DiscreteScheduler': {'name': 'dpm2'}, 'DPMSolverSDEScheduler': {'name': 'dpmpp_sde'},
              'KDPM2AncestralDiscreteScheduler': {'name': 'dpm2_ancestral'}}
     if kind in fixed:

@@ -95,10 +95,15 @@ def euler() -> Sampler:
     return ddim(0.0)
 
 
-def heun() -> Sampler:
+def heun(straight: bool = False) -> Sampler:
     """Heun's method on the same ODE (Karras et al. 2022, Algorithm 1), order 2. Reads x0 and eps.
 
-    Two calls per step, one in a step that ends at sigma = 0 or begins at alpha = 0, where it is Euler.
+    Two calls per step, one in a step that ends at sigma = 0 (or, unless straight, begins at alpha = 0), where it is
+    Euler.
+
+    Args:
+        straight: False integrates d(x / alpha) = eps d(sigma / alpha) as EDM does; True dx = x0 dalpha + eps dsigma
+            along the straight line between the two levels, which on rectified flow is Heun's method for its velocity.
     """
 
     def step(noise, denoise, point, s, state):
@@ -108,10 +113,14 @@ def heun() -> Sampler:
         guess = expand(s.alpha, x) * d.x0 + expand(s.sigma, x) * d.eps
 
         def correct(guess):
+            later = denoise(guess, s)
+            if straight:
+                return guess + 0.5 * (expand(s.alpha - t.alpha, x) * (later.x0 - d.x0)
+                                      + expand(s.sigma - t.sigma, x) * (later.eps - d.eps))
             slope = 0.5 * (s.sigma - s.alpha * t.sigma / jnp.where(t.alpha == 0, 1.0, t.alpha))
-            return guess + expand(slope, x) * (denoise(guess, s).eps - d.eps)
+            return guess + expand(slope, x) * (later.eps - d.eps)
 
-        x = jax.lax.cond((s.sigma > 0) & (t.alpha > 0), correct, lambda guess: guess, guess)
-        return Point(x, s, d.aux), state
+        twice = (s.sigma > 0) if straight else (s.sigma > 0) & (t.alpha > 0)
+        return Point(jax.lax.cond(twice, correct, lambda guess: guess, guess), s, d.aux), state
 
     return Sampler(_none, step)

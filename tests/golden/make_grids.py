@@ -85,10 +85,10 @@ def settings():
 def in_float64(name, config):
     """A scheduler whose table of alphas is in float64."""
     make = getattr(diffusers, f'{name}Scheduler')
-    scheduler = make(**{k: v for k, v in config.items() if k != 'mu'})
+    scheduler = make.from_config({k: v for k, v in config.items() if k != 'mu'})
     if hasattr(scheduler, 'alphas_cumprod'):
         plain = {k: v for k, v in config.items() if k not in ('mu', 'rescale_betas_zero_snr')}
-        betas = make(**plain).betas.double()
+        betas = make.from_config(plain).betas.double()
         betas = rescale_zero_terminal_snr(betas) if config.get('rescale_betas_zero_snr') else betas
         scheduler.alphas_cumprod = torch.cumprod(1.0 - betas, 0)
         if config.get('rescale_betas_zero_snr') and name not in INDEX:

@@ -196,3 +196,32 @@ def euler(**config):
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def network(scale):
+    """As in tests/golden/make_compat.py: a smooth function of what it is given and told."""
+
+    def network(x, label, cond):
+        u = scale * label.reshape(-1, *[1] * (x.ndim - 1))
+        return 0.8 * jnp.sin(1.3 * x + u) + 0.2 * jnp.cos(3.0 * u) * x
+
+    return network
+
+
+def test_samples_of_published_configs():
+    """Process, parameterisation, thresholding, grid and solver of a config together make diffusers' sample."""
+    with np.load(GOLDEN / 'compat.npz') as file:
+        golden = dict(file)
+    noise, steps, errors = Playback(jnp.asarray(golden['noise'])), int(golden['steps']), {}
+    for case, want in zip(json.loads(str(golden['cases'])), golden['xs'], strict=True):
+        config = dict(case['config'])
+        mu = config.pop('mu', None)
+        ours = from_diffusers({'_class_name': case['class'], **config}, compat=True)
+        rows = ours.grid(steps, mu=mu)
+        sampler = retarget(make_sampler(ours), ours.targets(steps))
+        denoise = make_clip(ours)(ours.parameterisation.denoiser(network(case['scale']), ours.process))
+        start = golden['z'] * (1.0 if 'Inverse' in case['class'] else np.float32(ours.init_noise_sigma(rows)))
+        got = jax.jit(lambda x, s=sampler, d=denoise, rows=rows: sample(noise, d, s, x, rows).x)(start)
+        errors[case['title']] = float(np.abs(got - want).max() / np.abs(want).max())
+    assert len(errors) == 28
+    assert max(errors.values()) <= 1e-5, errors

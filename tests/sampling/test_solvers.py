@@ -18,7 +18,7 @@ PROCESSES = {'vp': diffusion.vp(), 've': diffusion.ve(0.05, 10.0), 'edm': diffus
 STEPS = 8
 
 
-@pytest.mark.parametrize('solver, order', [(euler, 1), (heun, 2)])
+@pytest.mark.parametrize('solver, order', [(euler, 1), (heun, 2), (lambda: heun(straight=True), 2)])
 def test_order_of_convergence(solver, order):
     """Distance to the exact probability-flow ODE, between two step counts in float64."""
     with jax.enable_x64(True):
