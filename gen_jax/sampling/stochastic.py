@@ -142,8 +142,8 @@ def churn(process: Process, s_churn=0.0, s_tmin=0.0, s_tmax=float('inf'), s_nois
     within [s_tmin, s_tmax], and x follows the process's own forward kernel, as in the paper's general form.
 
     Args:
-        process: gives t, alpha and sigma of the noisier level. Continuous processes go on beyond t_max; a table of
-            betas ends, and nothing is noisier than its last level.
+        process: gives t, alpha and sigma of the noisier level. Continuous processes go on beyond t_max; beyond the
+            end of a table of betas there is more noise, of which the network is told the last t.
         s_churn: 0 is no churn.
         s_tmin, s_tmax: levels of sigma / alpha between which there is churn.
         s_noise: factor of the standard deviation of the noise.
