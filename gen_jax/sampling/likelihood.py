@@ -3,9 +3,10 @@
 Along dx/dt = v(x, t) the density obeys d log p_t(x(t)) / dt = -div v, so with x(t_max) = x_T
 log p(x) = log prior(x_T) + integral of div v from t_min to t_max (Chen et al. 2018, Eq. 8; Song et al. 2021, Eq. 39).
 
-The data count as a sample of level t_min. So what is returned is the density of the data blurred by sigma(t_min), and
-where sigma(t_min) = 0 that of level `gen_jax.sampling.adaptive.time_range`; sigma(t_min) must stay small
-against the width of the bins below.
+Integration starts at t_min, where x_t = alpha x0 + sigma eps, with x_t = alpha x and log p(x) = log p_t(alpha x) +
+D log alpha. So what is returned is the density of the data blurred by noise of sigma / alpha at t_min (Song et al.
+start at 1e-5 alike), or, where that is 0, at the end of `gen_jax.sampling.adaptive.time_range`. It should be small
+against the width of the bins below: then bits/dim are those of the data.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax.sampling.adaptive import probability_flow, time_range
-from gen_jax.sampling.ode import METHODS, integrate, integrate_fixed
+from gen_jax.sampling.adaptive import probability_flow, smooth, solve, time_range
+from gen_jax.sampling.ode import METHODS, integrate_fixed
 from gen_jax.types import Array, Cond, DenoiseFn, Process
 
 __all__ = ['Likelihood', 'bin_width', 'bits_per_dim', 'dequantise', 'log_likelihood', 'normal_prior']
@@ -69,7 +70,7 @@ def log_likelihood(denoise: DenoiseFn, process: Process, x: Array, cond: Cond | 
 
     Args:
         denoise: (x, level, cond) -> Denoised.
-        x: [B, ...], continuous data (see `dequantise`), taken to be at level t_min.
+        x: [B, ...], continuous data (see `dequantise`).
         noise: per-example source of the probes; the exact divergence needs none.
         divergence: 'exact' sums D = prod(x.shape[1:]) products with the Jacobian per call, all at once: for small D.
             'rademacher' (Hutchinson 1989) or 'gaussian' (Skilling 1989) average v^T J v over random probes v, which
@@ -78,8 +79,8 @@ def log_likelihood(denoise: DenoiseFn, process: Process, x: Array, cond: Cond | 
         t_min, t_max: None is `time_range(process)`.
         prior: log density of x_T, [B, ...] -> [B]; None is N(0, sigma(t_max)^2 I), what `gen_jax.sampling.prior` draws.
         rtol, atol, max_nfe: of the adaptive solver, whose tolerance holds for x and, in nats, for log p.
-        times: [N + 1] from t_min to t_max for the fixed-step `method` in place of the adaptive solver; on a discrete
-            table the integers, where its schedule has kinks.
+        times: [N + 1] from t_min to t_max for the fixed-step `method` in place of the adaptive solver. On a discrete
+            table integers ask the network for no index that it was not trained at, with 'euler' and 'heun'.
 
     Raises:
         ValueError: unknown divergence, probes < 1, random probes without noise, or what the solver refuses.
@@ -91,6 +92,7 @@ def log_likelihood(denoise: DenoiseFn, process: Process, x: Array, cond: Cond | 
         raise ValueError(f"divergence={divergence!r} draws random probes: give noise, or use divergence='exact'.")
     if probes < 1:
         raise ValueError(f'probes must be at least 1, got {probes}.')
+    process = smooth(process)
     low, high = time_range(process)
     low, high = low if t_min is None else t_min, high if t_max is None else t_max
     x = jnp.asarray(x)
@@ -107,18 +109,20 @@ def log_likelihood(denoise: DenoiseFn, process: Process, x: Array, cond: Cond | 
         each = jax.vmap(along, out_axes=1)(directions)
         return v, jnp.sum(each, axis=1, keepdims=True) if exact else each
 
-    start = x, jnp.zeros((x.shape[0], 1 if exact else probes), x.dtype)
+    alpha = process.alpha(jnp.asarray(low if times is None else times[0], x.dtype))
+    start = alpha * x, jnp.zeros((x.shape[0], 1 if exact else probes), x.dtype)
     if times is None:
-        (x_T, gain), _, nfe, converged = integrate(slope, start, low, high, rtol, atol, max_nfe)
+        (x_T, gain), _, nfe, converged = solve(slope, start, low, high, rtol, atol, max_nfe)
     else:
-        times = jnp.asarray(times)
+        times = jnp.asarray(times, x.dtype)
         x_T, gain = integrate_fixed(slope, start, times, method)
         calls = (times.shape[0] - 1) * (len(METHODS[method].c) - 1)
         nfe, converged = jnp.full(x.shape[0], calls, jnp.int32), jnp.ones(x.shape[0], bool)
         high = times[-1]
-    prior = normal_prior(jnp.asarray(process.sigma(high), x.dtype)) if prior is None else prior
+    prior = normal_prior(process.sigma(jnp.asarray(high, x.dtype))) if prior is None else prior
     spread = jnp.zeros_like(gain[:, 0]) if exact else jnp.std(gain, axis=1, ddof=1) / np.sqrt(probes)
-    return Likelihood(prior(x_T) + jnp.mean(gain, axis=1), spread, x_T, nfe, converged)
+    log_p = prior(x_T) + jnp.mean(gain, axis=1) + x[0].size * jnp.log(alpha)
+    return Likelihood(log_p, spread, x_T, nfe, converged)
 
 
 def bin_width(levels: int, inside: bool = False) -> float:
