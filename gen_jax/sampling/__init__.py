@@ -1,5 +1,6 @@
 """Sampling: the scan (base), solvers and grids."""
 
+from gen_jax.sampling.adaptive import require_converged, sample_adaptive, sample_fixed
 from gen_jax.sampling.base import chain, prior, repeat, sample
 from gen_jax.sampling.classifier_shift import classifier_shift
 from gen_jax.sampling.compat import from_diffusers, make_clip, make_sampler, retarget
@@ -16,6 +17,7 @@ from gen_jax.sampling.grid_edits import reverse, truncate
 from gen_jax.sampling.grids import grid
 from gen_jax.sampling.inpainting import repaint, repaint_grid, replace_known, time_travel
 from gen_jax.sampling.inversion import ddim_inverse
+from gen_jax.sampling.likelihood import bits_per_dim, dequantise, log_likelihood
 from gen_jax.sampling.multistep import (
     deis,
     dpm_solver_multistep,
@@ -46,4 +48,5 @@ __all__ = ['SOLVERS', 'CORRECTORS', 'sample', 'chain', 'repeat', 'prior', 'grid'
            'lms', 'pndm', 'plms', 'ipndm', 'deis', 'dpm_solver_multistep', 'dpmpp_2m', 'dpmpp_3m', 'dpmpp_2m_sde',
            'unipc', 'prime',
            'classifier_shift', 'replace_known', 'time_travel', 'repaint', 'repaint_grid', 'ddim_inverse', 'start_from',
-           'lerp', 'slerp']
+           'lerp', 'slerp', 'sample_adaptive', 'sample_fixed', 'require_converged', 'log_likelihood', 'dequantise',
+           'bits_per_dim']

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from gen_jax.diffusion.process import expand, level_at
 from gen_jax.sampling.ode import AdaptiveError, Solution, integrate, integrate_fixed, require_converged
@@ -24,6 +23,8 @@ def smooth(process: Process) -> Process:
     """
     if process.steps is None or process.steps < 2:
         return process
+    from scipy.interpolate import PchipInterpolator  # here, since it takes 0.2 s and few programs need it
+
     rows = np.arange(process.steps)
     kept = rows[(process.alpha(rows) > 0) & (process.sigma(rows) > 0)]
 
