@@ -1,5 +1,7 @@
 """Low-pass resampling against scipy's upfirdn and by its adjoint."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,26 +27,26 @@ def exact(x, filter, up, down, pads):
 
 
 @pytest.mark.parametrize('filter', FILTERS)
-def test_agrees_with_upfirdn(filter):
-    x, n = RNG.randn(2, 6, 4, 3), len(filter)
-    down = exact(x, filter, 1, 2, ((n - 1) // 2, (n - 2) // 2))
-    up = exact(x, filter, 2, 1, ((n - 1) // 2 + 1, (n - 2) // 2))
-    np.testing.assert_allclose(fir_downsample(jnp.float32(x), filter), down, atol=1e-6)
-    np.testing.assert_allclose(fir_upsample(jnp.float32(x), filter), up, atol=1e-6)
-    assert fir_upsample(jnp.zeros((2, 6, 4, 3), jnp.bfloat16), filter).dtype == jnp.bfloat16
+def test_agrees_with_upfirdn_and_its_transpose(filter):
+    x, y, n = RNG.randn(2, 6, 4, 3), RNG.randn(2, 3, 2, 3), len(filter)
+
+    @jax.jit
+    def run(x, y):
+        down, up = partial(fir_downsample, filter=filter), partial(fir_upsample, filter=filter)
+        return down(x), up(x), up(y), jax.linear_transpose(down, x)(y)[0], average_pool(x), upsample_nearest(x)
+
+    down, up, up_y, transposed, means, repeats = run(np.float32(x), np.float32(y))
+    np.testing.assert_allclose(down, exact(x, filter, 1, 2, ((n - 1) // 2, (n - 2) // 2)), atol=1e-6)
+    np.testing.assert_allclose(up, exact(x, filter, 2, 1, ((n - 1) // 2 + 1, (n - 2) // 2)), atol=1e-6)
+    np.testing.assert_allclose(up_y, 4 * transposed, atol=1e-6)
+    if filter == (1, 1):
+        np.testing.assert_allclose(down, means, atol=1e-6)
+        np.testing.assert_array_equal(up, repeats)
 
 
-def test_two_equal_taps_are_means_and_repeats():
-    x = jnp.float32(RNG.randn(2, 4, 6, 3))
-    np.testing.assert_allclose(fir_downsample(x, (1, 1)), average_pool(x), atol=1e-6)
-    np.testing.assert_array_equal(fir_upsample(x, (1, 1)), upsample_nearest(x))
-
-
-@pytest.mark.parametrize('filter', FILTERS)
-def test_upsampling_is_four_times_the_transpose_of_downsampling(filter):
-    x, y = jnp.float32(RNG.randn(2, 4, 6, 3)), jnp.float32(RNG.randn(2, 8, 12, 3))
-    transposed = jax.linear_transpose(lambda y: fir_downsample(y, filter), y)(x)[0]
-    np.testing.assert_allclose(fir_upsample(x, filter), 4 * transposed, atol=1e-6)
+def test_the_dtype_is_kept():
+    x = jax.ShapeDtypeStruct((2, 6, 4, 3), jnp.bfloat16)
+    assert jax.eval_shape(lambda x: fir_upsample(fir_downsample(x, FILTERS[1]), FILTERS[1]), x) == x
 
 
 @pytest.mark.parametrize('filter', [(1, 2, 1), (1, 3, 3, 2), (), (1, -1), (-1, -1), ((1, 1), (1, 1))])
