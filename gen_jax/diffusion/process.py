@@ -260,8 +260,10 @@ def discrete(betas) -> Process:
     finite = np.maximum(lambdas, -40.0)  # an end without signal would make neighbours of it NaN
 
     def split(xp, t):
-        index = xp.clip(xp.floor(t), 0, max(steps - 2, 0)).astype(int if xp is np else jnp.int32)
-        return index, xp.minimum(index + 1, steps - 1), xp.clip(t - index, 0.0, 1.0)
+        # An index ends the segment below it, the one that a reverse step from it crosses. No clip of the fraction: JAX
+        # halves the derivative where both sides of a clip are equal, which is at every index.
+        index = xp.clip(xp.ceil(t) - 1, 0, max(steps - 2, 0)).astype(int if xp is np else jnp.int32)
+        return index, xp.minimum(index + 1, steps - 1), xp.where(t < 0, 0.0, xp.where(t > steps - 1, 1.0, t - index))
 
     def lookup(t, table, sign, at_data):
         xp, t = _numeric(t)
