@@ -1,4 +1,4 @@
-"""Classifier-free guidance and thresholding."""
+"""Classifier-free guidance: the combination, its branches and its shards."""
 
 import jax
 import jax.numpy as jnp
@@ -106,23 +106,9 @@ def test_interleaving_needs_no_collectives():
     np.testing.assert_allclose(ours(x, label, weight, 2.0), theirs(x, label, weight, 2.0), rtol=1e-5)
 
 
-def test_clip_x0():
-    plain = denoise(X, LEVEL, COND)
-    assert np.abs(plain.x0).max() > 0.5
-    kept = guidance.clip_x0(0.5)(denoise)(X, LEVEL, COND)
-    np.testing.assert_array_equal(kept.x0, np.clip(plain.x0, -0.5, 0.5))
-    np.testing.assert_array_equal(kept.eps, plain.eps)
-    again = guidance.clip_x0(0.5, recompute_eps=True)(denoise)(X, LEVEL, COND)
-    np.testing.assert_allclose(LEVEL.alpha * again.x0 + LEVEL.sigma * again.eps, X, atol=1e-5)
-    np.testing.assert_array_equal(again.log_var, plain.log_var)
-    stacked = guidance.clip_x0(0.5)(guidance.classifier_free(4.0, {'label': 10})(denoise))(X, LEVEL, COND)
-    assert np.abs(stacked.x0).max() == 0.5
-
-
 @pytest.mark.parametrize('call, match', [
     (lambda: guidance.classifier_free(2.0, {'caption': 0})(denoise)(X, LEVEL, COND), 'caption'),
     (lambda: guidance.classifier_free(2.0, {})(denoise)(X, LEVEL, COND), 'scale=None'),
-    (lambda: guidance.clip_x0(0.0), 'limit'),
 ])
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):

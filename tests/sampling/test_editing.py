@@ -141,10 +141,10 @@ def test_a_step_up_is_the_forward_kernel():
     for (alpha, sigma), x in zip(up[1:], xs, strict=True):
         np.testing.assert_allclose(x[1], alpha, atol=1e-6)
         np.testing.assert_allclose(np.sum(x[2:] ** 2), sigma ** 2, atol=1e-6)
-    down = jax.tree.map(lambda a: a[[1, 2, 3, 1]], rows)._replace(index=np.arange(4))
-    xs, states = run(down)  # up, up, and down with the inner sampler
-    np.testing.assert_array_equal(states, [7, 7, 8])
-    np.testing.assert_allclose(xs[2], xs[1] + 1)
+    walk = jax.tree.map(lambda a: a[[2, 3, 1, 2]], rows)._replace(index=np.arange(4))
+    xs, states = run(walk)  # up, down with the inner sampler, and up again
+    np.testing.assert_array_equal(states, [7, 8, 7])
+    np.testing.assert_allclose(xs[1], xs[0] + 1)
 
 
 def test_start_from_a_picture():

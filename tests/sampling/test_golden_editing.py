@@ -54,10 +54,10 @@ def test_inversion(golden):
             raw = jnp.asarray(golden['outputs'])[level.index]
             branches = [lambda x, p=p: p.denoiser(lambda *_: raw, process_of('linear'))(x, level, cond)
                         for p in PREDICTIONS.values()]
-            return jax.lax.switch(kind, branches, x)
+            return jax.lax.switch(kind, branches, x)._replace(aux={'told': level.t})
 
         return sample(StepPlayback(None), guidance.clip_x0(limit)(denoise), ddim_inverse(compat=True), golden['x'],
-                      rows, trace=lambda point: (point.x, point.level.t))[1]
+                      rows, carry={'told': rows.t[0]}, trace=lambda point: (point.x, point.aux['told']))[1]
 
     worst = 0.0
     for s in golden['settings']:
