@@ -9,10 +9,12 @@ At a level without signal (lambda = -inf) or without noise (+inf) a step is of f
 enters a polynomial: every process runs from alpha = 0 and to sigma = 0. Levels are scalars, as `sample` gives them.
 """
 
-import itertools
+import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_jax.sampling.solvers import euler
 from gen_jax.types import Array, Level, Point, Sampler
@@ -67,10 +69,9 @@ def exponential_moments(z: Array, count: int) -> Array:
     """
     small = jnp.abs(z) < 1.0
     near, far = jnp.where(small, z, 0.0), jnp.where(small, 1.0, z)
-    total, last = 1.0, count - 1
-    for k in range(18, 0, -1):  # sum_k z^k last! / (k + last + 1)!, by Horner
-        total = 1.0 + total * near / (k + last + 1)
-    down = [near * total / (last + 1)]
+    last = count - 1
+    series = np.array([math.factorial(last) / math.factorial(k + last) for k in range(1, 19)])
+    down = [jnp.sum(near ** np.arange(1, 19) * series.astype(near.dtype))]
     for j in range(last, 0, -1):
         down.append((down[-1] + 1.0) * near / j)
     up = [jnp.expm1(far)]
@@ -101,11 +102,11 @@ def corrections(nodes: Array, moments: Array, order: Array, second: Array | None
     basis, weights = jnp.zeros(count, nodes.dtype).at[0].set(1.0), 0.0  # Newton's prod_(j < q) (u - u_j), by powers
     for q in range(1, count):
         basis = jnp.roll(basis, 1) - nodes[q - 1] * basis
-        integral = basis @ moments
+        integral = jnp.sum(basis * moments)  # a matrix product may round to fewer digits on accelerators
         if q == 1 and second is not None:
             integral = jnp.where(order == 2, second, integral)
-        divided = jnp.where(jnp.arange(count) <= q, 1.0 / products[:, q], 0.0)
-        weights = weights + jnp.where(q < order, integral, 0.0) * divided
+        used = (np.arange(count) <= q) & (q < order)  # the nodes behind may coincide
+        weights = weights + jnp.where(used, integral / jnp.where(used, products[:, q], 1.0), 0.0)
     return weights
 
 
@@ -119,8 +120,8 @@ def limit_order(order: int, known: Array, s: Level, lower_order_final: bool, eul
 
 def weigh(weights: Array, *values: Array) -> Array:
     """sum_k weights[k] values[k] over stacks [k, B, ...]."""
-    values = jnp.concatenate(values)
-    return jnp.tensordot(weights.astype(values.dtype), values, 1)
+    every = [value for stack in values for value in stack]
+    return sum(weights[k].astype(value.dtype) * value for k, value in enumerate(every))
 
 
 def _choose(name: str, value, choices):
@@ -272,9 +273,13 @@ def prime(sampler: Sampler, denoise, points, noise=None) -> Sampler:
     """
 
     def init(point):
-        state = sampler.init(points[0])
-        for here, there in itertools.pairwise((*points, point)):
-            _, state = sampler.step(noise, denoise, here, there.level, state)
-        return state
+        path = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points, point)
+        heres, theres = (jax.tree.map(lambda a, part=part: a[part], path) for part in (slice(-1), slice(1, None)))
+
+        def pass_through(state, pair):
+            here, there = pair
+            return sampler.step(noise, denoise, here, there.level, state)[1], None
+
+        return jax.lax.scan(pass_through, sampler.init(points[0]), (heres, theres))[0]
 
     return sampler._replace(init=init)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax.sampling.multistep import ratio
+from gen_jax.sampling.multistep import ratio, weigh
 from gen_jax.types import Array, Level, Point, Process, Sampler
 
 __all__ = ['pndm', 'plms', 'ipndm']
@@ -57,7 +57,7 @@ def _pseudo(warm_up: str, process: Process | None = None, compat: bool = False) 
 
         def adams_bashforth():
             weights = jnp.asarray(_ADAMS_BASHFORTH, x.dtype)[state.known]
-            return carry(jnp.tensordot(weights, jnp.concatenate([value[None], state.past]), 1), s)
+            return carry(weigh(weights, value[None], state.past), s)
 
         def heun():
             return carry(0.5 * (value + read(denoise(carry(value, s), s), s)), s)
