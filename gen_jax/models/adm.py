@@ -250,8 +250,8 @@ class ADMUNet(Trunk):
 
         Args:
             x: [B, H, W, C].
-            label: [B] or (), times of the order 0..1000, possibly fractional. iDDPM's weights of T = 4000 steps were told
-                t / 4 (`label_scale=0.25`), but the class-conditional ones and the LSUN ones t itself.
+            label: [B] or (), times of the order 0..1000, possibly fractional. iDDPM's weights of T = 4000 steps were
+                told t / 4 (`label_scale=0.25`), but the class-conditional ones t itself.
             class_labels: int [B] in 0..num_classes-1 (an index outside gives NaN); None if there are no classes.
             low_res: [B, h, w, C], stretched to H x W (bilinear); None unless super_res.
             deterministic: False drops out, with the rng 'dropout'.

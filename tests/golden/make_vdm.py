@@ -17,11 +17,10 @@ import numpy as np
 CASES = {
     'scalar': dict(gamma_type='learnable_scalar', with_attention=False, with_fourier_features=True),
     'nnet': dict(gamma_type='learnable_nnet', with_attention=True, with_fourier_features=False),
-    'discrete': dict(gamma_type='learnable_scalar', with_attention=False, with_fourier_features=True),
 }
 # 64 channels in 32 groups: with one channel in a group, the norms would hide the condition.
 COMMON = dict(gamma_min=-13.3, gamma_max=5.0, sm_n_embd=64, sm_n_layer=1, sm_pdrop=0.1)
-STEPS = {'scalar': 0, 'nnet': 0, 'discrete': 7}
+STEPS = {'scalar': 0, 'nnet': 7}
 """T of the loss, 0 for continuous time."""
 TIMES = np.linspace(0, 1, 9, dtype=np.float32)
 STEP = 3, 10
