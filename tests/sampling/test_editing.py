@@ -203,12 +203,12 @@ def test_inversion_with_a_picture_finds_its_noise():
 
 def test_interpolation():
     rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((4, 8, 8, 3)).astype(np.float32) for _ in range(2))
-    b[1], b[2], b[3], a[3] = 2 * a[1], -a[2], 0.0, 0.0  # parallel, opposite, no direction at all
+    a, b = (rng.standard_normal((5, 8, 8, 3)).astype(np.float32) for _ in range(2))
+    b[1], b[2], b[3:], a[4] = 2 * a[1], -a[2], 0.0, 0.0  # parallel, opposite, one end or both without direction
     for mix in (slerp, lerp):
         for ends in ((0.0, a), (1.0, b)):
             np.testing.assert_array_equal(mix(a, b, ends[0]), ends[1])
-        assert np.isfinite(mix(a, b, np.array([0.0, 0.3, 0.5, 1.0]))).all()
+        assert np.isfinite(mix(a, b, np.array([0.0, 0.3, 0.5, 0.7, 1.0]))).all()
     np.testing.assert_allclose(lerp(a, b, 0.25), 0.75 * a + 0.25 * b, rtol=1e-6)
     np.testing.assert_allclose(slerp(a, b, 0.25)[1:], lerp(a, b, 0.25)[1:], atol=1e-6)
     # of equal lengths: the length stays, and the angle grows in proportion
