@@ -121,6 +121,19 @@ def test_a_table_is_smooth_between_its_rows():
             np.testing.assert_allclose(*slope, rtol=0.02, atol=1e-6)
         assert curve.t_max == process.steps - 1 - (process.alpha(process.steps - 1) == 0)
     assert smooth(PROCESSES['vp']) is PROCESSES['vp']
+    assert time_range(diffusion.discrete_ddpm(zero_terminal_snr=True)) == (0, 998)
+
+
+def test_sampling_on_a_table():
+    """Errors of 0.01 and ten times the calls where the kinks are left in."""
+    process = diffusion.discrete_ddpm(steps=100, beta_start=1e-3, beta_end=0.2)
+    with jax.enable_x64(True):
+        low, high = (level_at(process, jnp.asarray(t)) for t in (0.0, 99.0))
+        x_T = noise_like() * high.sigma
+        found = jax.jit(lambda x: sample_adaptive(ONE.denoise, process, x, rtol=1e-6, atol=1e-6))(x_T)
+        require_converged(found)
+        np.testing.assert_allclose(found.y, ONE.flow(x_T, high, low), atol=5e-4)
+        assert found.nfe.max() < 400
 
 
 def test_the_velocity_is_the_drift_and_the_score():

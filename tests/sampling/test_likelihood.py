@@ -9,7 +9,7 @@ from gen_jax import diffusion
 from gen_jax.diffusion.process import expand, level_at
 from gen_jax.rng import Noise, example_keys
 from gen_jax.sampling.adaptive import require_converged, time_range
-from gen_jax.sampling.likelihood import bin_width, bits_per_dim, dequantise, log_likelihood, normal_prior
+from gen_jax.sampling.likelihood import _probes, bin_width, bits_per_dim, dequantise, log_likelihood, normal_prior
 from tests.oracles import GaussianMixture, Playback, gaussian, gaussian_mixture
 
 # Wide enough that N(0, sigma_T^2) is the law of x_T to 1e-3 nats, and fine enough that x_{t_min} is the data.
@@ -82,6 +82,8 @@ def test_hutchinson_is_unbiased(divergence):
                                                   divergence=divergence, probes=probes, rtol=1e-4, atol=1e-4))
     found = run(x, table)
     require_converged(found)
+    if divergence == 'rademacher':
+        np.testing.assert_array_equal(np.unique(_probes(divergence, Probes(table), x, 3)), [-1, 1])
     z = (found.log_p - data.log_density(x)) / found.stderr
     assert np.abs(z).max() < 3, z
     assert abs(z.mean()) < 3 / np.sqrt(n) and 0.6 < z.std() < 1.4, (z.mean(), z.std())
