@@ -99,13 +99,16 @@ def mutable_on_resume(key: str) -> bool:
 def parse_arg(arg: str, **defaults) -> ConfigDict:
     """Parses 'variant,key=value,flag' for `get_config(arg)`; the first default takes a bare first word.
 
-    Values take the type of their default; a bare key of a bool default means True. Unknown keys raise ConfigError.
+    Values take the type of their default; a bare key of a bool default means True; a tuple default lists the choices,
+    the first of which is the default. Unknown keys and values that are no choice raise ConfigError.
 
     Example:
-        >>> a = parse_arg('vp,debug', variant='ve', debug=False, steps=10)
+        >>> a = parse_arg('vp,debug', variant=('ve', 'vp'), debug=False, steps=10)
         >>> (a.variant, a.debug, a.steps)
         ('vp', True, 10)
     """
+    allowed = {k: v for k, v in defaults.items() if isinstance(v, tuple)}
+    defaults = {k: v[0] if k in allowed else v for k, v in defaults.items()}
     out = dict(defaults)
     first = next(iter(defaults), None)
     for position, part in enumerate(p for p in (arg or '').split(',') if p):
@@ -122,6 +125,9 @@ def parse_arg(arg: str, **defaults) -> ConfigDict:
                 out[key] = value.lower() in ('1', 'true', 'yes') if kind is bool else kind(value)
             except ValueError:
                 raise ConfigError(f'config argument {key}={value!r}: expected {kind.__name__}') from None
+    for key, values in allowed.items():
+        if out[key] not in values:
+            raise ConfigError(f'config argument {key}={out[key]!r}: choose from {", ".join(map(str, values))}')
     return ConfigDict(out)
 
 

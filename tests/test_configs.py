@@ -1,19 +1,24 @@
 """Every config, shrunk: it trains, stops, resumes to the same bits, and its predictions run."""
 
+import io
+
 import chex
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from gen_jax.build import build, load
+from gen_jax.build import build, load, make_system, predictor_for
 from gen_jax.config import ConfigError, apply_overrides, config_names, load_config
 from gen_jax.engine.checkpoint import read_leaves
 from gen_jax.engine.evaluate import numeric
+from gen_jax.engine.sharding import make_mesh
 from gen_jax.engine.signals import Stop
 from gen_jax.engine.train import train
-from gen_jax.engine.update import init_state, make_update
+from gen_jax.engine.update import init_state, make_update, variables_of
 from gen_jax.engine.writers import read_jsonl, without_wall_clock
 from gen_jax.trees import flat
+from tests.data.test_tfds import prepare
 
 QUIET = ('--config.train.steps=2', '--config.log.every_steps=1', '--config.log.tensorboard=False',
          '--config.optim.warmup_steps=1', '--config.checkpoint.every_steps=10')
@@ -23,7 +28,29 @@ def small(name, *overrides):
     return apply_overrides(load_config(f'{name}:debug'), [*QUIET, *overrides])
 
 
-@pytest.mark.parametrize('name', sorted(config_names()))
+FAMILIES = ('digits', 'digits_gan', 'digits_vae', 'shapes_clip')
+"""One config of every kind of system; the others are other arguments of the same builders."""
+
+
+@pytest.mark.parametrize('name', sorted(set(config_names()) - set(FAMILIES)))
+def test_one_step_and_a_picture(name):
+    config = small(name)
+    system = make_system(config)
+    run = build(config)
+    batch = numeric(run.example_batch)
+    state = init_state(system, 0, batch, dict(config.train.ema))
+    new, metrics = jax.jit(make_update(system, seed=0, ema=dict(config.train.ema)))(state, batch)
+    assert all(np.isfinite(v).all() for v in metrics.values()) and new.step == 1
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), new.params, state.params)
+    assert any(jax.tree.leaves(moved))
+    predictor = predictor_for(config, make_mesh({'data': 1}, jax.devices()[:1]))
+    out = predictor.call('generate', variables_of(new), seed=0, first=0, options=predictor.options('generate', {}),
+                         batch={'label': np.arange(2, dtype=np.int32)})
+    assert out['image'].shape == (2, *config.system.image_shape) and np.isfinite(out['image']).all()
+    assert len(np.unique(out['image'])) > 1
+
+
+@pytest.mark.parametrize('name', FAMILIES)
 def test_two_steps_equal_one_and_one_more(name, tmp_path):
     config = small(name)
     run = build(config)
@@ -47,10 +74,25 @@ def test_two_steps_equal_one_and_one_more(name, tmp_path):
         assert images.dtype == np.uint8 and images.shape[0] == 5 and len(np.unique(images)) > 1
 
 
+def picture(size):
+    def png(i):
+        out = io.BytesIO()
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (size, size, 3), np.uint8)).save(out, 'PNG')
+        return out.getvalue()
+    return png
+
+
 @pytest.mark.parametrize('name', sorted(config_names()))
-def test_full_size_configs_build(name):
-    """The config that users run, not its debug variant: it is complete, and its parameters can be counted."""
-    run = build(load_config(name))
+def test_full_size_configs_build(name, tmp_path, monkeypatch):
+    """The config that users run, not its debug variant: it is complete, and its parameters can be counted. Its
+    `tfds:` data stand in a folder as `tfds build` leaves it."""
+    config = load_config(name)
+    if config.data.source.startswith('tfds:'):
+        monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+        size = config.system.image_shape[0]
+        prepare(tmp_path, f'{config.data.source.removeprefix("tfds:")}/1.0.0', png=picture(size))
+        config.data.batch_size = 8
+    run = build(config)
     state = jax.eval_shape(lambda: init_state(run.system, 0, numeric(run.example_batch), dict(run.config.train.ema)))
     assert sum(x.size for x in jax.tree.leaves(state.params)) > 10_000
     assert run.config.train.steps >= 500 and (load_config(name).evaluate or load_config(name).sample.predict)

@@ -30,7 +30,7 @@ def test_the_readme_example_runs():
     (block,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
     scope = {}
     exec(compile(block, 'README.md', 'exec'), scope)
-    assert set(scope['system'].predict) == {'generate', 'losses'}
+    assert {'generate', 'losses'} < set(scope['system'].predict)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: p.name)

@@ -52,9 +52,13 @@ class Trained(NamedTuple):
         return image if (low, high) == (-1.0, 1.0) else low + 0.5 * (high - low) * (image + 1.0)
 
     def outward(self, x):
-        """What the model made, as images clipped to [-1, 1]."""
+        """What the model made, as images clipped to [-1, 1]; a model of dequantised data draws grey levels."""
         low, high = self.image_range
-        return jnp.clip(x if (low, high) == (-1.0, 1.0) else 2.0 * (x - low) / (high - low) - 1.0, -1.0, 1.0)
+        image = jnp.clip(x if (low, high) == (-1.0, 1.0) else 2.0 * (x - low) / (high - low) - 1.0, -1.0, 1.0)
+        if not self.dequantise:
+            return image
+        level = jnp.minimum(jnp.floor((image + 1.0) * 0.5 * self.levels), self.levels - 1)
+        return 2.0 * level / (self.levels - 1) - 1.0
 
 NAMED = ('steps', 'solver', 'spacing', 'corrector', 'corrector_steps', 'guidance_scale', 'guidance_rescale',
          'guidance_sigma_lo', 'guidance_sigma_hi', 'threshold', 'percentile')
