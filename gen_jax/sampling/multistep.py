@@ -22,7 +22,7 @@ from gen_jax.types import Array, Level, Point, Sampler
 __all__ = ['lms', 'deis', 'dpm_solver_multistep', 'dpmpp_2m', 'dpmpp_3m', 'dpmpp_2m_sde', 'prime']
 
 FAR = 50.0  # a step that long in lambda is treated as infinite: its exponential would leave float32
-SHORT = 15  # `lower_order_final` concerns runs of fewer steps (Lu et al. 2022, DPM-Solver++, Sec. 4)
+SHORT = 15  # `lower_order_final` concerns runs of fewer steps (as in the authors' code)
 
 
 class History(NamedTuple):
@@ -159,7 +159,7 @@ def lms(order: int = 4) -> Sampler:
 def dpm_solver_multistep(order: int = 2, algorithm_type: str = 'dpmsolver++', solver_type: str = 'midpoint',
                          lower_order_final: bool = True, euler_at_final: bool = False, eta=1.0,
                          compat: bool = False) -> Sampler:
-    """DPM-Solver (Lu et al. 2022) and DPM-Solver++ (Lu et al. 2022b), multistep, ODE and SDE; one call per step.
+    """DPM-Solver (Lu et al. 2022a) and DPM-Solver++ (Lu et al. 2022b), multistep, ODE and SDE; one call per step.
 
     With h = lambda_s - lambda_t, u running over the step from 0 to 1 and p through the last `order` values:
       'dpmsolver++'      x_s = sigma_s / sigma_t x + alpha_s int h e^(-h (1 - u)) p_x0 du
@@ -179,8 +179,8 @@ def dpm_solver_multistep(order: int = 2, algorithm_type: str = 'dpmsolver++', so
         euler_at_final: the last step is of order 1 in any run.
         eta: of the SDE kinds: 1 the reverse SDE, 0 the ODE; may be traced.
         compat: order 3 as in diffusers, whose weight of the second difference is half of the paper's integral
-            (Lu et al. 2022b, Eq. 9, where x0'' is twice that difference), hence of order 2; and for
-            'sde-dpmsolver++' also has its constant with the wrong sign.
+            (Lu et al. 2022b, Sec. 4: the term in x0'', which is twice that difference), hence of order 2; and for
+            'sde-dpmsolver++' also has its constant with the wrong sign, hence of order 1.
 
     Raises:
         ValueError: unknown names, order outside 1 .. 3, or a Python number eta outside [0, 1].
@@ -236,7 +236,7 @@ def dpm_solver_multistep(order: int = 2, algorithm_type: str = 'dpmsolver++', so
 
 
 def deis(order: int = 3, lower_order_final: bool = True) -> Sampler:
-    """DEIS (Zhang & Chen 2023, Sec. 3.3), log-rho multistep: eps as a polynomial in log(sigma / alpha) = -lambda.
+    """DEIS (Zhang & Chen 2023), log-rho multistep: eps as a polynomial in log(sigma / alpha) = -lambda.
 
     That is the integral of `dpm_solver_multistep('dpmsolver', solver_type='heun')`, derived another way. Reads x0 and
     eps; one call per step; order `order` (1, 2 or 3) with that much history.
@@ -251,12 +251,12 @@ def dpmpp_2m(lower_order_final: bool = True) -> Sampler:
 
 
 def dpmpp_3m(lower_order_final: bool = True) -> Sampler:
-    """DPM-Solver++, multistep of order 3 (Lu et al. 2022b, Eq. 9). Reads x0 and x."""
+    """DPM-Solver++, multistep of order 3 (Lu et al. 2022b, Sec. 4). Reads x0 and x."""
     return dpm_solver_multistep(3, 'dpmsolver++', 'heun', lower_order_final)
 
 
 def dpmpp_2m_sde(eta=1.0, solver_type: str = 'midpoint', lower_order_final: bool = True) -> Sampler:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, Eq. 18). Reads x0 and x; stochastic; `eta` 0 is `dpmpp_2m`."""
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b). Reads x0 and x; stochastic; `eta` 0 is `dpmpp_2m`."""
     return dpm_solver_multistep(2, 'sde-dpmsolver++', solver_type, lower_order_final, eta=eta)
 
 

@@ -51,7 +51,7 @@ def _pseudo(warm_up: str, process: Process | None = None, compat: bool = False) 
         value = read(d, t)
 
         def carry(mixed, to):
-            """DDIM from x, its eps replaced by `mixed` (Liu et al. 2022, Eq. 11)."""
+            """DDIM from x, its eps replaced by `mixed` (Liu et al. 2022, Eq. 9)."""
             gain = jnp.where(t.alpha > 0, to.sigma - ratio(to.alpha * t.sigma, t.alpha), 0.0)
             return to.alpha * d.x0 + to.sigma * d.eps + gain * (t.alpha if compat else 1.0) * (mixed - value)
 
@@ -112,5 +112,5 @@ def plms() -> Sampler:
 
 
 def ipndm() -> Sampler:
-    """iPNDM (Zhang & Chen 2023, App. H.2): as `plms`, but the first step is DDIM's. Reads x0 and eps; one call."""
+    """iPNDM (Zhang & Chen 2023): as `plms`, but the first step is DDIM's. Reads x0 and eps; one call."""
     return _pseudo('none')

@@ -161,7 +161,7 @@ def test_pndm(golden, prediction, skip):
 
 
 def adams_bashforth(rows, read, x, first='heun'):
-    """x after every step of PLMS in float64: Liu et al. 2022, Eq. 9, 11 and 12. read(x, i) -> eps at row i."""
+    """x after every step of PLMS in float64: Liu et al. 2022, Eq. 9 and 12. read(x, i) -> eps at row i."""
     def carry(x, e, i):
         return rows.alpha[i + 1] / rows.alpha[i] * (x - rows.sigma[i] * e) + rows.sigma[i + 1] * e
 
@@ -231,7 +231,7 @@ def test_ipndm_from_pure_noise_follows_the_paper_and_not_the_reference(golden):
 
 @pytest.mark.parametrize('algorithm', ['dpmsolver', 'dpmsolver++', 'sde-dpmsolver++'])
 def test_third_order_of_the_reference(golden, algorithm):
-    """Lu et al. 2022b, Eq. 9, by quadrature of the very polynomial in lambda, in float64: ours agrees.
+    """Lu et al. 2022b, Sec. 4, by quadrature of the very polynomial in lambda, in float64: ours agrees.
 
     The reference weighs the second difference by half the integral, and in 'sde-dpmsolver++' by half the integral
     less alpha: see the orders in test_multistep.py.

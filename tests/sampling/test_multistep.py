@@ -37,7 +37,7 @@ SPANS = {'vp': (0.8, 0.1), 've': (0.9, 0.2), 'edm': (10.0, 0.5), 'flow': (0.85, 
 STEPS, EARLIER, ROWS = (128, 256), 4, 25
 dpm = dpm_solver_multistep
 # (maker, order with an exact history, order with the default start): first-order starts leave 2, UniPC-p has p + 1
-# (Zhao et al. 2023, Thm. 3.1), PNDM's equal-step coefficients reach 2 (Liu et al. 2022, Sec. 3.3)
+# (Zhao et al. 2023, Sec. 3), PNDM's equal-step coefficients reach 2 (Liu et al. 2022)
 ORDERS = {
     'lms2': (lambda: lms(2), 2, 2), 'lms3': (lambda: lms(3), 3, 2),
     'lms4': (lms, 4, 2), 'ipndm': (ipndm, 2, 2), 'plms': (plms, 2, 2),
@@ -165,8 +165,8 @@ def test_flow_from_noise_to_data(name):
 def coefficients(rows, i, past, kind, order, solver_type, eta):
     """(weight of x, weights of the last values, std) of step i, in float64, from the papers' own formulas.
 
-    Lu et al. 2022b, Eq. 18 and App. for the SDEs, whose 2M takes the first difference over r_0 = h_0 / h; eta as in
-    k-diffusion's `sample_dpmpp_2m_sde`.
+    SDE-DPM-Solver++(2M) and SDE-DPM-Solver(2M) of Lu et al. 2022b, which take the first difference over r_0 = h_0 / h;
+    eta as in k-diffusion's `sample_dpmpp_2m_sde`.
     """
     (at, an), (st, sn) = rows.alpha[i:i + 2].astype(np.float64), rows.sigma[i:i + 2].astype(np.float64)
     if sn == 0 or at == 0:
