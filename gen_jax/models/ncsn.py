@@ -119,4 +119,4 @@ def ncsn_cifar10(**kwargs) -> NCSN:
 
 def ncsn_digits(**kwargs) -> NCSN:
     """8x8 grey digits, three stages."""
-    return NCSN(**{'ngf': 28, 'stages': DIGITS, **kwargs})
+    return NCSN(**{'ngf': 20, 'stages': DIGITS, **kwargs})

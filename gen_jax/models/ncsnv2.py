@@ -82,4 +82,4 @@ def ncsnv2_ffhq(**kwargs) -> NCSNv2:
 
 def ncsnv2_digits(**kwargs) -> NCSNv2:
     """8x8 grey digits in [-1, 1], three stages."""
-    return NCSNv2(**{'num_classes': 20, 'sigma_begin': 10.0, 'sigma_end': 0.02, 'ngf': 28, 'stages': DIGITS, **kwargs})
+    return NCSNv2(**{'num_classes': 20, 'sigma_begin': 10.0, 'sigma_end': 0.02, 'ngf': 20, 'stages': DIGITS, **kwargs})
