@@ -3,13 +3,14 @@
 The table of betas is the scheduler's own, multiplied up in float64 (in float32 the first levels lose three digits of
 1 - alpha_bar); all else is the scheduler's code. Samples x / alpha (Euler and kin) are put on the scale of
 x = alpha x0 + sigma eps. Repeated levels of two-call schedulers are recorded once.
-(DPMSolverSDEScheduler needs torchsde and is left out; its levels are Heun's.)
 
 Needs torch and diffusers (the `reference` extra): python tests/golden/make_grids.py
 """
 
 import inspect
 import json
+import sys
+import types
 from pathlib import Path
 
 import diffusers
@@ -17,13 +18,16 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
+sys.modules.setdefault('torchsde', types.ModuleType('torchsde'))  # draws the noise, which is not wanted here
+from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler  # noqa: E402
+
 STEPS = (5, 10, 25, 50)
 SPACINGS = ('leading', 'trailing', 'linspace')
 SIGMAS = ('use_karras_sigmas', 'use_exponential_sigmas', 'use_beta_sigmas')
 LATENT = {'beta_schedule': 'scaled_linear', 'beta_start': 0.00085, 'beta_end': 0.012}
 COSINE = {'beta_schedule': 'squaredcos_cap_v2'}
 FLOW = {'use_flow_sigmas': True, 'flow_shift': 3.0, 'prediction_type': 'flow_prediction'}
-TWO_CALLS = ('HeunDiscrete', 'KDPM2Discrete', 'KDPM2AncestralDiscrete', 'FlowMatchHeunDiscrete')
+TWO_CALLS = ('HeunDiscrete', 'KDPM2Discrete', 'KDPM2AncestralDiscrete', 'DPMSolverSDE', 'FlowMatchHeunDiscrete')
 INDEX = ('DDPM', 'DDIM', 'DDIMInverse', 'PNDM', 'LCM')
 NAMES = (*INDEX, *TWO_CALLS, 'EulerDiscrete', 'EulerAncestralDiscrete', 'LMSDiscrete', 'DPMSolverMultistep',
          'DPMSolverSinglestep', 'DEISMultistep', 'UniPCMultistep', 'IPNDM', 'EDMEuler', 'EDMDPMSolverMultistep',
@@ -45,6 +49,7 @@ def settings():
     yield 'DDIM', {**LATENT, 'set_alpha_to_one': False, 'steps_offset': 1}
     yield 'DDIM', {**LATENT, 'rescale_betas_zero_snr': True, 'timestep_spacing': 'trailing'}
     yield 'DDPM', {'beta_schedule': 'sigmoid'}
+    yield 'DPMSolverSDE', {'use_karras_sigmas': True}
     yield 'KDPM2AncestralDiscrete', {'use_karras_sigmas': True}
     yield 'LMSDiscrete', {**LATENT, 'use_karras_sigmas': True}
     yield 'EulerDiscrete', {**LATENT, 'final_sigmas_type': 'sigma_min', 'sigma_min': 0.05, 'sigma_max': 12.0,
@@ -82,9 +87,13 @@ def settings():
     yield 'FlowMatchEulerDiscrete', {'shift': 2.0, 'shift_terminal': 0.1}
 
 
+def class_of(name):
+    return DPMSolverSDEScheduler if name == 'DPMSolverSDE' else getattr(diffusers, f'{name}Scheduler')
+
+
 def in_float64(name, config):
     """A scheduler whose table of alphas is in float64."""
-    make = getattr(diffusers, f'{name}Scheduler')
+    make = class_of(name)
     scheduler = make.from_config({k: v for k, v in config.items() if k != 'mu'})
     if hasattr(scheduler, 'alphas_cumprod'):
         plain = {k: v for k, v in config.items() if k not in ('mu', 'rescale_betas_zero_snr')}
@@ -131,7 +140,7 @@ def visit(name, config, steps):
 
 
 def defaults(name):
-    parameters = inspect.signature(getattr(diffusers, f'{name}Scheduler').__init__).parameters.values()
+    parameters = inspect.signature(class_of(name).__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in ('self', 'kwargs')}
 
 
