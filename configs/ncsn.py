@@ -35,8 +35,9 @@ def get_config(arg=''):
         'solver': 'ncsn',
         'spacing': 'linspace',  # every row of the table, then the data
         'steps': n,
-        'settings': {'n_steps': 5, 'eps': 6.2e-6, 'sigma_min': 0.01, 'denoise_last': True} if v2 else
-                    {'n_steps': 100, 'eps': 2e-5, 'sigma_min': 0.01},
+        # eps of Algorithm 1; the published code's step_lr is half of it
+        'settings': {'n_steps': 5, 'eps': 1.24e-5, 'sigma_min': 0.01, 'denoise_last': True} if v2 else
+                    {'n_steps': 100, 'eps': 4e-5, 'sigma_min': 0.01},
     }
     if arg.loss == 'sliced':
         c.system.loss = {'name': 'diffusion.losses.sliced_score'}

@@ -74,10 +74,10 @@ def prior_std(process: Process) -> float:
     return float(process.sigma(process.t_max))
 
 
-def prior_log_density(process: Process, x: Array) -> Array:
-    """log N(x; 0, prior_std^2 I) in nats, summed over the dimensions: x [B, ...] -> [B]."""
-    std, x = prior_std(process), x.reshape(x.shape[0], -1)
-    return -0.5 * jnp.sum(jnp.square(x / std), axis=1) - x.shape[1] * float(np.log(std * np.sqrt(2.0 * np.pi)))
+def prior_log_density(process: Process, x: Array, t=None) -> Array:
+    """log N(x; 0, sigma_t^2 I) in nats, summed over the dimensions: x [B, ...] -> [B]; t is t_max by default."""
+    std, x = process.sigma(process.t_max if t is None else t), x.reshape(x.shape[0], -1)
+    return -0.5 * jnp.sum(jnp.square(x / std), axis=1) - x.shape[1] * (jnp.log(std) + 0.5 * float(np.log(2.0 * np.pi)))
 
 
 def _positive(**values):

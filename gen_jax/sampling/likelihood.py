@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_jax.diffusion.process import prior_log_density
 from gen_jax.sampling.adaptive import probability_flow, smooth, solve, time_range
 from gen_jax.sampling.ode import METHODS, integrate_fixed
 from gen_jax.types import Array, Cond, DenoiseFn, Process
 
-__all__ = ['Likelihood', 'bin_width', 'bits_per_dim', 'dequantise', 'log_likelihood', 'normal_prior']
+__all__ = ['Likelihood', 'bin_width', 'bits_per_dim', 'dequantise', 'log_likelihood']
 
 DIVERGENCES = ('exact', 'rademacher', 'gaussian')
 
@@ -38,16 +39,6 @@ class Likelihood(NamedTuple):
     """int32 [B]: calls of the network (each with its products with the probes)."""
     converged: Array
     """bool [B]."""
-
-
-def normal_prior(std) -> Callable[[Array], Array]:
-    """x [B, ...] -> log N(x; 0, std^2 I), nats [B]."""
-
-    def log_density(x: Array) -> Array:
-        flat = x.reshape(x.shape[0], -1)
-        return -0.5 * jnp.sum(jnp.square(flat / std), axis=1) - flat.shape[1] * (jnp.log(std) + 0.5 * np.log(2 * np.pi))
-
-    return log_density
 
 
 def _probes(kind: str, noise, x: Array, n: int) -> Array:
@@ -119,9 +110,9 @@ def log_likelihood(denoise: DenoiseFn, process: Process, x: Array, cond: Cond | 
         calls = (times.shape[0] - 1) * (len(METHODS[method].c) - 1)
         nfe, converged = jnp.full(x.shape[0], calls, jnp.int32), jnp.ones(x.shape[0], bool)
         high = times[-1]
-    prior = normal_prior(process.sigma(jnp.asarray(high, x.dtype))) if prior is None else prior
     spread = jnp.zeros_like(gain[:, 0]) if exact else jnp.std(gain, axis=1, ddof=1) / np.sqrt(probes)
-    log_p = prior(x_T) + jnp.mean(gain, axis=1) + x[0].size * jnp.log(alpha)
+    at_end = prior_log_density(process, x_T, jnp.asarray(high, x.dtype)) if prior is None else prior(x_T)
+    log_p = at_end + jnp.mean(gain, axis=1) + x[0].size * jnp.log(alpha)
     return Likelihood(log_p, spread, x_T, nfe, converged)
 
 

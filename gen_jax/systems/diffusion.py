@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from gen_jax.diffusion.loss import denoising_loss
 from gen_jax.diffusion.times import discrete_uniform, uniform
-from gen_jax.diffusion.weighting import simple
 from gen_jax.sampling.likelihood import dequantise as bins
 from gen_jax.systems.diffusion_likelihood import likelihood_predicts
 from gen_jax.systems.diffusion_predicts import Trained, predicts, sampling_options
@@ -32,7 +31,7 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
         parameterisation: what the network's output means.
         image_shape: (H, W, C) of what is generated.
         times: the distribution of training times; default: uniform over the process.
-        weighting: level -> weight [B] of the squared error in the network's own space; default: 1.
+        weighting: level -> weight [B] of the squared error in the network's own space; default: the loss's own (1).
         loss: (network, process, parameterisation, weighting) -> loss(x0, t, noise, cond) [B], see
             gen_jax.diffusion.loss; default: `denoising_loss`.
         cond: network keyword -> batch key, for instance {'class_labels': 'label'}.
@@ -80,7 +79,6 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
     low, high = image_range
     if not low < high or clip is not None and (low, high) != (-1.0, 1.0):
         raise ValueError(f'image_range {image_range}: low < high, and another than (-1, 1) needs clip None')
-    weighting = weighting or simple()
     times = times or (uniform if process.steps is None else discrete_uniform)(process)
     make_loss = loss or denoising_loss
     guided = bool(null) and cond_dropout > 0

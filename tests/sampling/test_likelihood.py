@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from gen_jax import diffusion
-from gen_jax.diffusion.process import expand, level_at
+from gen_jax.diffusion.process import expand, level_at, prior_log_density
 from gen_jax.rng import Noise, example_keys
 from gen_jax.sampling.adaptive import require_converged, time_range
-from gen_jax.sampling.likelihood import _probes, bin_width, bits_per_dim, dequantise, log_likelihood, normal_prior
+from gen_jax.sampling.likelihood import _probes, bin_width, bits_per_dim, dequantise, log_likelihood
 from tests.oracles import GaussianMixture, Playback, gaussian, gaussian_mixture
 
 # Wide enough that N(0, sigma_T^2) is the law of x_T to 1e-3 nats, and fine enough that x_{t_min} is the data.
@@ -55,7 +55,7 @@ def test_published_ranges_in_float32():
         require_converged(found)
         low, high = (level_at(process, jnp.float32(t)) for t in time_range(process))
         truth = data.log_density(low.alpha * x, low.alpha, low.sigma) + x[0].size * jnp.log(low.alpha)
-        truth = truth - data.log_density(found.x_T, high.alpha, high.sigma) + normal_prior(high.sigma)(found.x_T)
+        truth = truth - data.log_density(found.x_T, high.alpha, high.sigma) + prior_log_density(process, found.x_T)
         np.testing.assert_allclose(found.log_p, truth, atol=3e-3)
 
 
