@@ -41,7 +41,7 @@ METHODS = {
         'parameterisation': {'name': 'diffusion.parameterisation.learned_range', 'base': EPS},
         'loss': {'name': 'diffusion.losses.hybrid', 'levels': 17},
         'network': {'name': 'models.iddpm_digits', 'num_classes': 11},
-        'solver': 'ddpm', 'spacing': 'linspace', 'settings': {'variance': 'learned'}, 'steps': 100},
+        'solver': 'ddpm', 'spacing': 'linspace', 'settings': {'variance': 'learned'}, 'steps': 100, 'clip': 1.0},
     'ncsn': {  # Song & Ermon 2019: ten scales, annealed Langevin dynamics, unconditional
         'process': {'name': 'diffusion.discrete_ve', 'sigma_max': 4.0, 'sigma_min': 0.05, 'n': 12},
         'parameterisation': {'name': 'diffusion.parameterisation.score', 'label': 'descending'},
@@ -68,7 +68,7 @@ def get_config(arg=''):
     c.optim.lr = 1e-3
     c.optim.warmup_steps = 50
     c.optim.clip_norm = 1.0
-    c.train.steps = 1200
+    c.train.steps = 900 if arg.method in ('subvp', 've', 'flow') else 1200
     c.train.ema = {'slow': {'decay': 0.995, 'warmup': True}}
     c.checkpoint.every_steps = 500
     c.evaluate = {'generate': {'predict': 'generate', 'on': 'labels', 'n': 1000, 'batch_size': 500,

@@ -87,6 +87,8 @@ class Parameterisation(NamedTuple):
     """level -> what the network's input is multiplied by (EDM's c_in), () or [B]."""
     channels: int = 1
     """Channels of the raw output for each of x: 2 where the second half is a learned variance."""
+    space: tuple = ()
+    """Name of the target ('eps', 'v' ...) and what scales it, so that a weighting for another one can be refused."""
 
 
 Times = Callable[[Any, int, PyTree], tuple[Array, Array]]

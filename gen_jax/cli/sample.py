@@ -57,6 +57,8 @@ def run(argv) -> int:
     loaded = load(args.workdir, step=args.step, ema=args.ema, overrides=overrides)
     columns = args.columns
     if args.predict and args.predict != loaded.config.sample.predict:
+        if args.labels is not None:
+            return fail(f'gen-jax sample: --predict {args.predict} starts from the evaluation data; leave --labels out')
         out = loaded.from_data(args.predict, args.n or 10, args.seed, **settings)
         columns = out['image'].shape[1]
         pictures = out['image'].reshape(-1, *out['image'].shape[2:])

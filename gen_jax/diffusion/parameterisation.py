@@ -81,7 +81,7 @@ def _label(name: str, label_scale: float | None):
     return lambda level, process: LABELS[name](level, process, label_scale)
 
 
-def _make(convert, target, label, c_in=lambda level: 1.0) -> Parameterisation:
+def _make(space, convert, target, label, c_in=lambda level: 1.0) -> Parameterisation:
 
     def denoiser(network: Callable[..., Array], process: Process) -> DenoiseFn:
         def denoise(x: Array, level: Level, cond: Cond) -> Denoised:
@@ -95,7 +95,8 @@ def _make(convert, target, label, c_in=lambda level: 1.0) -> Parameterisation:
     def checked_target(x0: Array, eps: Array, level: Level) -> Array:
         return target(x0, eps, expand(level.alpha, x0), expand(level.sigma, x0))
 
-    return Parameterisation(denoiser, checked_target, label, c_in)
+    space = space if isinstance(space, tuple) else (space,)
+    return Parameterisation(denoiser, checked_target, label, c_in, space=space)
 
 
 def eps(label_scale: float | None = None, label: str = 't') -> Parameterisation:
@@ -110,12 +111,12 @@ def eps(label_scale: float | None = None, label: str = 't') -> Parameterisation:
     Raises:
         ValueError: unknown label, label_scale for another label than 't'; at trace time, 'descending' without a table.
     """
-    return _make(from_eps, lambda x0, eps, alpha, sigma: eps, _label(label, label_scale))
+    return _make('eps', from_eps, lambda x0, eps, alpha, sigma: eps, _label(label, label_scale))
 
 
 def x0(label_scale: float | None = None, label: str = 't') -> Parameterisation:
     """The network predicts the clean image. `label_scale` and `label` as in `eps`."""
-    return _make(from_x0, lambda x0, eps, alpha, sigma: x0, _label(label, label_scale))
+    return _make('x0', from_x0, lambda x0, eps, alpha, sigma: x0, _label(label, label_scale))
 
 
 def v(label_scale: float | None = None, label: str = 't') -> Parameterisation:
@@ -126,7 +127,7 @@ def v(label_scale: float | None = None, label: str = 't') -> Parameterisation:
         norm = alpha ** 2 + sigma ** 2  # 1 for variance preserving processes
         return Denoised((alpha * x - sigma * raw) / norm, (sigma * x + alpha * raw) / norm)
 
-    return _make(convert, lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0, _label(label, label_scale))
+    return _make('v', convert, lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0, _label(label, label_scale))
 
 
 def score(label_scale: float | None = None, label: str = 't') -> Parameterisation:
@@ -139,7 +140,7 @@ def score(label_scale: float | None = None, label: str = 't') -> Parameterisatio
     def convert(x, raw, level):
         return from_eps(x, -expand(level.sigma, x) * raw, level)
 
-    return _make(convert, lambda x0, eps, alpha, sigma: -_divide(eps, sigma), _label(label, label_scale))
+    return _make('score', convert, lambda x0, eps, alpha, sigma: -_divide(eps, sigma), _label(label, label_scale))
 
 
 def flow(label_scale: float | None = None, label: str = 't') -> Parameterisation:
@@ -149,7 +150,7 @@ def flow(label_scale: float | None = None, label: str = 't') -> Parameterisation
         alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
         return Denoised((x - sigma * raw) / (alpha + sigma), (x + alpha * raw) / (alpha + sigma))
 
-    return _make(convert, lambda x0, eps, alpha, sigma: eps - x0, _label(label, label_scale))
+    return _make('flow', convert, lambda x0, eps, alpha, sigma: eps - x0, _label(label, label_scale))
 
 
 def edm(sigma_data: float = 0.5) -> Parameterisation:
@@ -159,7 +160,12 @@ def edm(sigma_data: float = 0.5) -> Parameterisation:
     n^2 = sigma^2 + alpha^2 sigma_data^2, c_skip = alpha sigma_data^2 / n^2, c_out = sigma sigma_data / n, c_in = 1 / n
     and c_noise = log(sigma / alpha) / 4. The network's own target has unit variance, so the weighting of the paper
     is `weighting.simple` here.
+
+    Raises:
+        ValueError: sigma_data <= 0.
     """
+    if not sigma_data > 0:
+        raise ValueError(f'sigma_data must be positive, got {sigma_data}.')
 
     def n(alpha, sigma):
         return jnp.sqrt(sigma ** 2 + (alpha * sigma_data) ** 2)
@@ -179,7 +185,7 @@ def edm(sigma_data: float = 0.5) -> Parameterisation:
         alpha, sigma = jnp.maximum(level.alpha, tiny), jnp.maximum(level.sigma, tiny)
         return 0.25 * (jnp.log(sigma) - jnp.log(alpha))
 
-    return _make(convert, target, label, lambda level: 1.0 / n(level.alpha, level.sigma))
+    return _make(('edm', sigma_data), convert, target, label, lambda level: 1.0 / n(level.alpha, level.sigma))
 
 
 def learned_range(base: Parameterisation) -> Parameterisation:

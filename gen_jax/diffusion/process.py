@@ -91,9 +91,11 @@ def _increasing(low_name, low, high_name, high):
         raise ValueError(f'{low_name} must be less than {high_name}, got {low_name}={low} and {high_name}={high}.')
 
 
-def _linear_beta(beta_min, beta_max):
+def _linear_beta(beta_min, beta_max, t_min):
     """(t -> log alpha, -log alpha -> t) for beta(t) = beta_min + t (beta_max - beta_min)."""
     _positive(beta_min=beta_min, beta_max=beta_max)
+    if not 0.0 <= t_min < 1.0:
+        raise ValueError(f't_min must lie within [0, 1), got {t_min}.')
     slope = beta_max - beta_min
 
     def log_alpha(t):
@@ -108,7 +110,7 @@ def _linear_beta(beta_min, beta_max):
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -> Process:
     """Variance preserving, beta linear in t over [0, 1] (Song et al. 2021, Eq. 32-33): sigma^2 = 1 - alpha^2."""
-    log_alpha, time = _linear_beta(beta_min, beta_max)
+    log_alpha, time = _linear_beta(beta_min, beta_max, t_min)
 
     def alpha(t):
         xp, t = _numeric(t)
@@ -127,7 +129,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -> Pr
 
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -> Process:
     """Sub-VP (Song et al. 2021, Eq. 29): alpha as in `vp`, sigma = 1 - alpha^2."""
-    log_alpha, time = _linear_beta(beta_min, beta_max)
+    log_alpha, time = _linear_beta(beta_min, beta_max, t_min)
 
     def alpha(t):
         xp, t = _numeric(t)
@@ -321,6 +323,8 @@ def discrete_ddpm(schedule: str = 'linear', beta_start: float = 1e-4, beta_end: 
         raise ValueError(f'steps must be at least 1, got {steps}.')
     # Published models were trained with betas rounded to float32; near beta = 0.999 the rounding shows in alpha.
     betas = _SCHEDULES[schedule](beta_start, beta_end, steps).astype(np.float32).astype(np.float64)
+    if zero_terminal_snr and steps < 2:
+        raise ValueError(f'zero_terminal_snr rescales a table of at least 2 steps, got steps={steps}.')
     if zero_terminal_snr:
         alphas = np.sqrt(np.cumprod(1.0 - betas))
         alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])

@@ -31,6 +31,11 @@ def _continuous(name: str, process: Process, t_min, t_max):
     return _range(process, t_min, t_max)
 
 
+def _of(process: Process, times: Times) -> Times:
+    times.process = process  # so that a system on another process can refuse them
+    return times
+
+
 def _spread(low: float, high: float, shape, source: str = 'uniform') -> Times:
     """low + (high - low) shape(u), unweighted, where u is uniform in [0, 1) and drawn from the method `source`."""
 
@@ -47,7 +52,7 @@ def uniform(process: Process, t_min: float | None = None, t_max: float | None = 
     Raises:
         ValueError: the process is a discrete table, or the range is empty.
     """
-    return _spread(*_continuous('uniform', process, t_min, t_max), lambda u: u)
+    return _of(process, _spread(*_continuous('uniform', process, t_min, t_max), lambda u: u))
 
 
 def low_discrepancy(process: Process, t_min: float | None = None, t_max: float | None = None) -> Times:
@@ -56,7 +61,7 @@ def low_discrepancy(process: Process, t_min: float | None = None, t_max: float |
     Each time is uniform, so the loss keeps its mean and loses most of its variance over t. The global batch is meant:
     shards and micro-batches change nothing (see `gen_jax.rng.Noise.stratified`). Errors as in `uniform`.
     """
-    return _spread(*_continuous('low_discrepancy', process, t_min, t_max), lambda u: u, 'stratified')
+    return _of(process, _spread(*_continuous('low_discrepancy', process, t_min, t_max), lambda u: u, 'stratified'))
 
 
 def discrete_uniform(process: Process) -> Times:
@@ -72,7 +77,7 @@ def discrete_uniform(process: Process) -> Times:
         del extra
         return noise.randint('times', 0, process.steps).reshape(n), jnp.ones(n)
 
-    return times
+    return _of(process, times)
 
 
 def log_normal(process: Process, mean: float = -1.2, std: float = 1.2) -> Times:
@@ -91,7 +96,7 @@ def log_normal(process: Process, mean: float = -1.2, std: float = 1.2) -> Times:
         z = noise.normal('times', (n,))
         return jnp.clip(process.inverse(-(mean + std * z)), process.t_min, process.t_max), jnp.ones(n)
 
-    return times
+    return _of(process, times)
 
 
 def logit_normal(process: Process, mean: float = 0.0, std: float = 1.0) -> Times:
@@ -108,7 +113,7 @@ def logit_normal(process: Process, mean: float = 0.0, std: float = 1.0) -> Times
         del extra
         return low + (high - low) * jax.nn.sigmoid(mean + std * noise.normal('times', (n,))), jnp.ones(n)
 
-    return times
+    return _of(process, times)
 
 
 def mode(process: Process, scale: float = 1.29) -> Times:
@@ -122,8 +127,8 @@ def mode(process: Process, scale: float = 1.29) -> Times:
     """
     if not -1.0 <= scale <= 2.0 / (np.pi - 2.0):
         raise ValueError(f'scale must lie within [-1, {2.0 / (np.pi - 2.0):.4f}], got {scale}.')
-    return _spread(*_continuous('mode', process, None, None),
-                   lambda u: jnp.clip(1.0 - u - scale * (jnp.cos(0.5 * jnp.pi * u) ** 2 - 1.0 + u), 0.0, 1.0))
+    return _of(process, _spread(*_continuous('mode', process, None, None), lambda u:
+                                jnp.clip(1.0 - u - scale * (jnp.cos(0.5 * jnp.pi * u) ** 2 - 1.0 + u), 0.0, 1.0)))
 
 
 def cosmap(process: Process) -> Times:
@@ -138,7 +143,7 @@ def cosmap(process: Process) -> Times:
         s, c = jnp.sin(0.5 * jnp.pi * u), jnp.cos(0.5 * jnp.pi * u)
         return s / (s + c)
 
-    return _spread(*_continuous('cosmap', process, None, None), shape)
+    return _of(process, _spread(*_continuous('cosmap', process, None, None), shape))
 
 
 def uniform_log_snr(process: Process, t_min: float | None = None, t_max: float | None = None,
@@ -168,4 +173,4 @@ def uniform_log_snr(process: Process, t_min: float | None = None, t_max: float |
         slope = jax.jvp(lambda t: half_log_snr(process, t), (t,), (jnp.ones_like(t),))[1]
         return t, (last - first) / ((high - low) * slope)
 
-    return times
+    return _of(process, times)

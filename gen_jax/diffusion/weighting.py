@@ -45,6 +45,7 @@ def _in_target_space(x0_weight: Callable[[Level, Array], Array], target: str, si
         ratio = _snr(level)
         return x0_weight(level, ratio) * _PER_X0[target](level, ratio, sigma_data)
 
+    weight.space = ('edm', sigma_data) if target == 'edm' else (target,)  # as Parameterisation.space
     return weight
 
 
@@ -84,6 +85,8 @@ def min_snr(gamma: float = 5.0, target: str = 'v', sigma_data: float = 0.5) -> W
 
 def p2(gamma: float = 1.0, k: float = 1.0, target: str = 'eps', sigma_data: float = 0.5) -> Weighting:
     """SNR / (k + SNR)^gamma on the x0 error (Choi et al. 2022, Eq. 8). Arguments and errors as in `snr`."""
+    if not k >= 0:
+        raise ValueError(f'k must be at least 0, got {k}.')
     return _in_target_space(lambda level, ratio: ratio / (k + ratio) ** gamma, target, sigma_data)
 
 

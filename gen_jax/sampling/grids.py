@@ -148,8 +148,9 @@ def uniform_t(process: Process, steps: int, max_steps: int | None = None, t_star
     check_steps(steps)
     t_start = process.t_max if t_start is None else t_start
     t_end = _data_time(process) if t_end is None else t_end
-    if not t_start > t_end:
-        raise ValueError(f't_start must be above t_end, got t_start={t_start} and t_end={t_end}.')
+    if not process.t_max >= t_start > t_end >= _data_time(process):
+        raise ValueError(f'uniform_t goes from t_start down to t_end within [{_data_time(process):g}, '
+                         f'{process.t_max:g}], the times of the process; got t_start={t_start} and t_end={t_end}.')
     return _at_times(process, np.linspace(t_start, t_end, steps + 1), max_steps, dtype=dtype)
 
 
@@ -161,6 +162,9 @@ def _noise_range(process: Process, sigma_min, sigma_max) -> tuple[float, float]:
     if sigma_max is None:
         own = float(noise_ratio(process, process.t_max))
         sigma_max = own if np.isfinite(own) else EDM_SIGMA_MAX
+    own = float(noise_ratio(process, process.t_max))
+    if sigma_max > own * (1 + 1e-3):
+        raise ValueError(f'sigma_max={sigma_max} is more noise than the process has; keep it at most {own:g}.')
     if not 0 < sigma_min < sigma_max < np.inf:
         raise ValueError(f'The noise must go from a finite sigma_max down to sigma_min > 0, got sigma_min={sigma_min} '
                          f'and sigma_max={sigma_max}.')

@@ -129,8 +129,8 @@ def repaint_grid(grid: Level, jump_length: int = 10, jump_n_sample: int = 10, ma
     rows = Level(*(np.asarray(leaf) for leaf in grid))
     steps = int(rows.last[0])
     for name, value in (('jump_length', jump_length), ('jump_n_sample', jump_n_sample)):
-        if value < 1:
-            raise ValueError(f'{name} must be at least 1, got {value}.')
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f'{name} must be an integer of at least 1, got {value!r}.')
     if jump_length >= steps:
         raise ValueError(f'jump_length={jump_length} must be less than the {steps} steps of the grid; take more '
                          'steps or shorter jumps.')

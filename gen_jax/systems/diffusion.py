@@ -10,10 +10,27 @@ from gen_jax.diffusion.loss import denoising_loss
 from gen_jax.diffusion.times import discrete_uniform, uniform
 from gen_jax.sampling.likelihood import dequantise as bins
 from gen_jax.systems.diffusion_likelihood import likelihood_predicts
-from gen_jax.systems.diffusion_predicts import Trained, predicts, sampling_options
+from gen_jax.systems.diffusion_predicts import Trained, predicts
 from gen_jax.types import Objective, Parameterisation, Process, System, Times
 
 __all__ = ['diffusion']
+
+
+def _agree(process, parameterisation, times, weighting, loss, levels, moved):
+    """Refuses parts that were made for different processes, targets or grey levels."""
+    drawn = getattr(times, 'process', process)
+    if (drawn.t_min, drawn.t_max, drawn.steps) != (process.t_min, process.t_max, process.steps):
+        raise ValueError(f'times for t in [{drawn.t_min:g}, {drawn.t_max:g}] (steps {drawn.steps}), but the process '
+                         f'has [{process.t_min:g}, {process.t_max:g}] (steps {process.steps}); make them of that one')
+    space = getattr(loss, 'space', parameterisation.space)
+    counted = getattr(weighting, 'space', space)
+    if space and counted != space:
+        raise ValueError(f'the weighting is made for errors of {counted}, but the network predicts {space}: give it '
+                         f'target={space[0]!r}' + (f', sigma_data={space[1]}' if len(space) > 1 else ''))
+    decoded = getattr(loss, 'levels', None)
+    if decoded is not None and (decoded != levels or moved):
+        raise ValueError(f'the loss decodes {decoded} grey levels in [-1, 1], but the system has levels {levels}, or '
+                         'dequantise or image_range set; give both the same levels, and the others their defaults')
 
 
 def diffusion(network, process: Process, parameterisation: Parameterisation, *, image_shape: Sequence[int],
@@ -77,8 +94,12 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
     if stray:
         raise ValueError(f'null value for {sorted(stray)[0]!r}, which is no condition: choose from {sorted(cond)}')
     low, high = image_range
+    if levels < 2 or loss_times < 1 or clip is not None and not clip > 0:
+        raise ValueError(f'levels {levels} must be at least 2, loss_times {loss_times} at least 1 and clip {clip} '
+                         'positive (None: no clipping)')
     if not low < high or clip is not None and (low, high) != (-1.0, 1.0):
         raise ValueError(f'image_range {image_range}: low < high, and another than (-1, 1) needs clip None')
+    _agree(process, parameterisation, times, weighting, loss, levels, dequantise or (low, high) != (-1.0, 1.0))
     times = times or (uniform if process.steps is None else discrete_uniform)(process)
     make_loss = loss or denoising_loss
     guided = bool(null) and cond_dropout > 0
@@ -101,7 +122,8 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
     model = Trained(apply, process, parameterisation, tuple(image_shape), cond, null, guided, condition, clip,
                     max_steps, {'steps': steps, 'solver': solver, 'spacing': spacing, **(settings or {})}, loss_times,
                     levels, dequantise, (low, high))
-    sampling_options(model, **model.settings)  # refuses names and settings now, not after the training
+    uses = predicts(model)
+    uses['generate'].options(**model.settings)  # refuses names and settings now, not after the training
 
     def check(image):
         if tuple(image.shape[1:]) != tuple(image_shape):
@@ -118,7 +140,7 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
     def objective(params, state, batch, noise):
         check(batch['image'])
         x0, given = batch['image'], condition(batch)
-        x0 = model.inward(bins(noise, x0, levels, inside=True) if dequantise else x0)
+        x0 = model.scale(bins(noise, x0, levels, inside=True) if dequantise else x0)
         t, importance = times(noise, x0.shape[0], state.extra)
         if guided:
             drop = noise.bernoulli('cond_dropout', cond_dropout)
@@ -132,5 +154,5 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
         return jnp.mean(importance * values), ({}, history)
 
     # A history of losses is one for the whole batch: examples meet in it.
-    return System(init=init, predict={**predicts(model), **likelihood_predicts(model)}, objectives={
+    return System(init=init, predict={**uses, **likelihood_predicts(model)}, objectives={
         'denoise': Objective(objective, ('unet',), 'unet', per_example=not hasattr(times, 'update'))})

@@ -13,6 +13,7 @@ from gen_jax.diffusion.vlb import VARIANCES, vlb
 from gen_jax.rng import Noise
 from gen_jax.sampling.adaptive import require_converged
 from gen_jax.sampling.likelihood import bits_per_dim, dequantise, log_likelihood
+from gen_jax.systems import plan
 from gen_jax.types import Predict
 
 __all__ = ['likelihood_predicts']
@@ -28,7 +29,8 @@ def likelihood_predicts(model) -> dict[str, Predict]:
     def losses(variables, keys, batch, options):
         del options
         noise = Noise(keys)
-        x0, given = model.inward(batch['image']), model.condition(batch)
+        x0, given = batch['image'], model.condition(batch)
+        x0 = model.scale(dequantise(noise, x0, model.levels, inside=True) if model.dequantise else x0)
         per_example = denoising_loss(model.apply(variables.params['unet']), process, model.parameterisation)
         u, low, span = noise.uniform('offset'), process.t_min, process.t_max - process.t_min
 
@@ -42,20 +44,21 @@ def likelihood_predicts(model) -> dict[str, Predict]:
     def likelihood(variables, keys, batch, options):
         noise, (how,) = Noise(keys), options['how']
         divergence, probes = how
-        x = model.inward(dequantise(noise, batch['image'], model.levels, model.dequantise))
+        x = model.scale(dequantise(noise, batch['image'], model.levels, model.dequantise))
         found = log_likelihood(denoiser(variables), process, x, model.condition(batch), noise=noise,
                                divergence=divergence, probes=int(probes), rtol=options['tol'], atol=options['tol'],
                                max_nfe=options['max_nfe'])
         dims = int(np.prod(model.image_shape))
         log_p = found.log_p + dims * np.log(0.5 * (model.image_range[1] - model.image_range[0]))  # in units of [-1, 1]
         return {'bits_per_dim': bits_per_dim(log_p, dims, model.levels, model.dequantise),
-                'nfe': found.nfe, 'converged': found.converged}
+                'stderr': found.stderr / (dims * np.log(2.0)), 'nfe': found.nfe, 'converged': found.converged}
 
     def likelihood_options(divergence: str = 'rademacher', probes: int = 1, tol: float = 1e-4, max_nfe: int = 2000):
         if divergence not in ('exact', 'rademacher', 'gaussian'):
             raise ValueError(f"divergence {divergence!r}: choose from 'exact', 'rademacher', 'gaussian'")
-        if probes < 1 or not tol > 0 or max_nfe < 1:
-            raise ValueError(f'probes {probes}, tol {tol}, max_nfe {max_nfe}: must be positive')
+        plan.check_like('tol', tol, 1.0), plan.whole('probes', probes), plan.whole('max_nfe', max_nfe)
+        if not tol > 0:
+            raise ValueError(f'tol must be positive, got {tol}')
         return {'how': {(divergence, str(probes)): ()}, 'tol': jnp.float32(tol), 'max_nfe': jnp.int32(max_nfe)}
 
     def bound(variables, keys, batch, options):
@@ -67,18 +70,20 @@ def likelihood_predicts(model) -> dict[str, Predict]:
         return {'bits_per_dim': found.total, 'prior': found.prior, 'terms': found.terms.T}
 
     def bound_options(steps: int | None = None, variance: str | None = None):
+        steps = process.steps if steps is None else plan.whole('steps', steps)
         learned = getattr(model.parameterisation, 'channels', 1) == 2
         variance = variance or ('learned' if learned else 'fixed_small')
         if variance not in VARIANCES or variance.startswith('learned') and not learned:
             raise ValueError(f'variance {variance!r}: choose from {VARIANCES}; a learned one needs '
                              'parameterisation.learned_range')
-        return {'grid': sampling.grid(process, steps or process.steps, 'linspace', max_steps=process.steps),
+        return {'grid': sampling.grid(process, steps, 'linspace', max_steps=process.steps),
                 'variance': {variance: ()}}
 
     def check(out):
         require_converged(SimpleNamespace(**out))
 
     found = {'losses': Predict(losses), 'likelihood': Predict(likelihood, likelihood_options, check=check)}
-    if process.steps is None or tuple(model.image_range) != (-1.0, 1.0):  # the bound's decoder knows grey levels there
+    # The bound decodes grey levels in [-1, 1].
+    if process.steps is None or model.dequantise or tuple(model.image_range) != (-1.0, 1.0):
         return found
     return {**found, 'vlb': Predict(bound, bound_options)}

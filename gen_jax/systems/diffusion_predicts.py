@@ -46,10 +46,17 @@ class Trained(NamedTuple):
     """Whether it was trained on dequantised data that fill [-1, 1] (`sampling.likelihood.dequantise`)."""
     image_range: tuple[float, float]
 
-    def inward(self, image):
-        """Images in [-1, 1] in the model's range."""
+    def scale(self, x):
+        """[-1, 1] to the model's range."""
         low, high = self.image_range
-        return image if (low, high) == (-1.0, 1.0) else low + 0.5 * (high - low) * (image + 1.0)
+        return x if (low, high) == (-1.0, 1.0) else low + 0.5 * (high - low) * (x + 1.0)
+
+    def inward(self, image):
+        """Images in [-1, 1] as the model knows them: grey levels are the middle of their bins for dequantised data."""
+        if self.dequantise:
+            level = jnp.round((image + 1.0) * 0.5 * (self.levels - 1))
+            image = (2.0 * level + 1.0) / self.levels - 1.0
+        return self.scale(image)
 
     def outward(self, x):
         """What the model made, as images clipped to [-1, 1]; a model of dequantised data draws grey levels."""
@@ -95,14 +102,19 @@ def _guidance(scale=None, rescale=None, sigma_lo=None, sigma_hi=None) -> dict[st
     return {'scale': jnp.float32(scale), **{k: jnp.float32(v) for k, v in given.items()}}
 
 
-def _threshold(kind: str | None, clip: float | None, percentile: float) -> dict[str, PyTree]:
+def _threshold(kind: str | None, clip: float | None, percentile: float | None, centred: bool) -> dict[str, PyTree]:
     """{kind: traced settings} of the threshold on x0."""
     if kind not in (None, 'none', 'static', 'dynamic'):
         raise ValueError(f"threshold {kind!r}: choose from 'static', 'dynamic', 'none'")
-    kind = kind or ('none' if clip is None else 'static')
+    if percentile is not None and kind != 'dynamic':
+        raise ValueError(f"percentile {percentile} is of threshold 'dynamic'; set that too")
+    kind, percentile = kind or ('none' if clip is None else 'static'), 0.995 if percentile is None else percentile
     limit = 1.0 if clip is None else clip
     if kind == 'none':
         return {}
+    if not centred:
+        raise ValueError(f"threshold {kind!r} limits x0 to [-limit, limit], but this model's image_range is another; "
+                         "use 'none'")
     if kind == 'static':
         return {'static': {'limit': jnp.float32(limit)}}
     dynamic_threshold(percentile, limit)
@@ -113,7 +125,7 @@ def sampling_options(model: Trained, *, steps: int | None = None, solver: str | 
                      spacing: str | None = None, corrector: str | None = None, corrector_steps: int | None = None,
                      guidance_scale: float | None = None, guidance_rescale: float | None = None,
                      guidance_sigma_lo: float | None = None, guidance_sigma_hi: float | None = None,
-                     threshold: str | None = None, percentile: float = 0.995, strength: float | None = None,
+                     threshold: str | None = None, percentile: float | None = None, strength: float | None = None,
                      **settings) -> dict[str, PyTree]:
     """Flat settings -> the options pytree of every predict that samples. None is the model's default.
 
@@ -122,7 +134,7 @@ def sampling_options(model: Trained, *, steps: int | None = None, solver: str | 
         corrector: name of a corrector, which runs `corrector_steps` times before each step of the solver; 'none'.
         guidance_scale: None samples conditionally, with one call of the network.
         guidance_rescale, guidance_sigma_lo, guidance_sigma_hi: see `classifier_free` and `interval`.
-        threshold: 'static' (at the model's clip), 'dynamic' (at `percentile`) or 'none'.
+        threshold: 'static' (at the model's clip), 'dynamic' (at `percentile`, 0.995) or 'none'.
         strength: share of the steps to walk, in (0, 1], for a start from a picture.
         settings: keywords of the solver, the corrector and the spacing. The model's defaults for parts that are not
             used are passed over.
@@ -138,26 +150,32 @@ def sampling_options(model: Trained, *, steps: int | None = None, solver: str | 
         return value if value is not None else found if found is not None else otherwise
 
     steps, solver, corrector = chosen(steps, 'steps', 50), chosen(solver, 'solver'), chosen(corrector, 'corrector')
-    corrector_steps = chosen(corrector_steps, 'corrector_steps', 1)
+    given_steps = chosen(corrector_steps, 'corrector_steps')
+    corrector_steps = plan.whole('corrector_steps', 1 if given_steps is None else given_steps)
     spacing = chosen(spacing, 'spacing', 'uniform_t' if process.steps is None else 'leading')
     guidance_scale = chosen(guidance_scale, 'guidance_scale')
     if guidance_scale is not None and not model.guided:
         raise ValueError(f'guidance_scale {guidance_scale}, but no unconditional branch was trained '
                          '(system.null and system.cond_dropout > 0); use guidance_scale None')
-    if corrector_steps < 1:
-        raise ValueError(f'corrector_steps {corrector_steps}: at least 1')
     parts = [(solver, _solver(solver))]
     if corrector not in (None, 'none'):
         parts.insert(0, (corrector, _corrector(corrector)))
+    elif given_steps is not None and corrector is None:
+        raise ValueError(f'corrector_steps {given_steps}, but there is no corrector; choose from '
+                         f'{", ".join(sampling.CORRECTORS)}')
     grid_keys = plan.keywords(grids.SPACINGS.get(spacing, grids.uniform_t)).keys() - {'max_steps', 'dtype'}
     taken = {*grid_keys, *(k for _, maker in parts for k in plan.keywords(maker))}
     settings = {**{k: v for k, v in default.items() if k in taken},
                 **{k: v for k, v in settings.items() if v is not None}}
     grid_settings = {k: settings.pop(k) for k in sorted(grid_keys) if k in settings}
-    grid = grids.grid(process, steps, spacing, max_steps=model.max_steps, **grid_settings)
-    return {'grid': grid if strength is None else sampling.truncate(grid, strength),
+    try:
+        grid = grids.grid(process, steps, spacing, max_steps=model.max_steps, **grid_settings)
+        grid = grid if strength is None else sampling.truncate(grid, strength)
+    except TypeError as e:
+        raise ValueError(f'spacing {spacing!r} with {grid_settings}, strength {strength!r}: {e}') from None
+    return {'grid': grid,
             'guidance': _guidance(guidance_scale, guidance_rescale, guidance_sigma_lo, guidance_sigma_hi),
-            'threshold': _threshold(threshold, model.clip, percentile),
+            'threshold': _threshold(threshold, model.clip, percentile, tuple(model.image_range) == (-1.0, 1.0)),
             'sampler': plan.bind(parts, process, settings, (*NAMED, *grid_keys)),
             'repeat': {str(corrector_steps): ()}}
 
@@ -191,8 +209,8 @@ def _mask(keep, shape):
     if isinstance(keep, str) and keep not in named:
         raise ValueError(f'keep {keep!r}: choose from {", ".join(named)}, or give a mask of shape {shape[:2]}, 1 known')
     mask = named[keep] if isinstance(keep, str) else np.asarray(keep, np.float32)
-    if mask.shape[:2] != tuple(shape[:2]):
-        raise ValueError(f'keep has shape {mask.shape}, the pictures {tuple(shape[:2])}')
+    if mask.shape not in (tuple(shape[:2]), (*shape[:2], 1)):
+        raise ValueError(f'keep has shape {mask.shape}, expected that of the pictures, {tuple(shape[:2])}')
     mask = mask.reshape(1, *shape[:2], 1).astype(np.float32)
     check_mask((1, *shape[:2], 1), mask)
     return mask
@@ -207,7 +225,12 @@ def predicts(model: Trained) -> dict[str, Predict]:
     reads = tuple(model.cond.values())
 
     def options(**settings):
+        if 'strength' in settings:
+            raise ValueError('strength is how far a given picture is noised: a setting of edit, reconstruct and encode')
         return sampling_options(model, **settings)
+
+    def edit_options(strength: float = 0.6, **settings):
+        return sampling_options(model, strength=strength, **settings)
 
     def run(variables, noise, batch, options, x, sampler=None):
         """The scan from x at the first row of the grid; the picture [B, ...] it ends at."""
@@ -242,8 +265,12 @@ def predicts(model: Trained) -> dict[str, Predict]:
         return {'x_T': inverted(variables, keys, batch, options)}
 
     def invertible(iterations: int = 1, **settings):
-        found = options(**settings)
-        sampling.ddim_inverse(iterations)
+        plan.whole('iterations', iterations)
+        found = sampling_options(model, **settings)
+        solver = settings.get('solver') or model.settings.get('solver')
+        if sampling.SAMPLERS[solver].stochastic or settings.get('eta') or model.settings.get('eta'):
+            raise ValueError(f'solver {solver!r} draws noise, so nothing can be inverted; choose one that does not: '
+                             + ', '.join(n for n in sampling.SOLVERS if not sampling.SAMPLERS[n].stochastic))
         return {**found, 'back': sampling.reverse(found['grid']), 'iterations': {str(iterations): ()}}
 
     def interpolate(variables, keys, batch, options):
@@ -257,8 +284,7 @@ def predicts(model: Trained) -> dict[str, Predict]:
         return {'image': model.outward(x).reshape(shape[0], n, *model.image_shape)}
 
     def interpolate_options(pictures: int = 8, **settings):
-        if pictures < 2:
-            raise ValueError(f'pictures {pictures}; an interpolation needs both of its ends')
+        plan.whole('pictures', pictures, 2)
         return {**options(**settings), 'weight': jnp.linspace(0.0, 1.0, pictures)}
 
     def inpaint(variables, keys, batch, options):
@@ -267,10 +293,19 @@ def predicts(model: Trained) -> dict[str, Predict]:
         solver = sampler_of(model, options)
         sampler = sampling.time_travel(sampling.chain(solver, sampling.replace_known(known, mask)))
         x = sampling.prior(noise, known.shape, options['grid'])
-        return {'image': model.outward(run(variables, noise, batch, options, x, sampler=sampler))}
+        image = model.outward(run(variables, noise, batch, options, x, sampler=sampler))
+        span = jnp.stack([mask.min(), mask.max()]).astype(jnp.float32)
+        return {'image': image, 'mask_range': jnp.broadcast_to(span, (image.shape[0], 2))}
+
+    def check_range(out):
+        low, high = np.min(out['mask_range']), np.max(out['mask_range'])
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(f'mask must lie within [0, 1] (1 is known), got {low:g} .. {high:g}; divide a picture of '
+                             '0 .. 255 by 255')
 
     def inpaint_options(keep='top', jump_length: int = 1, jump_n_sample: int = 1, **settings):
         found = options(**settings)
+        plan.whole('jump_length', jump_length), plan.whole('jump_n_sample', jump_n_sample)
         if jump_n_sample > 1:
             walk = sampling.repaint_grid(found['grid'], jump_length, jump_n_sample)
             size = 1 << int(walk.last[0] - 1).bit_length()  # so that few lengths are compiled
@@ -291,16 +326,17 @@ def predicts(model: Trained) -> dict[str, Predict]:
         if unknown:
             raise ValueError(f'generate_ode has no steps to set: {sorted(unknown)[0]!r} is unknown; choose from tol, '
                              'max_nfe and those of guidance and threshold')
-        if not tol > 0 or max_nfe < 1:
-            raise ValueError(f'tol {tol}, max_nfe {max_nfe}: must be positive')
+        plan.check_like('tol', tol, 1.0), plan.whole('max_nfe', max_nfe)
+        if not tol > 0:
+            raise ValueError(f'tol must be positive, got {tol}')
         found = sampling_options(model, **{'threshold': 'none', **settings})
         return {'guidance': found['guidance'], 'threshold': found['threshold'], 'tol': jnp.float32(tol),
                 'max_nfe': jnp.int32(max_nfe)}
 
     return {'generate': Predict(generate, options, reads),
-            'edit': Predict(edit, lambda strength=0.6, **settings: options(strength=strength, **settings)),
+            'edit': Predict(edit, edit_options),
             'reconstruct': Predict(reconstruct, invertible),
             'encode': Predict(encode, invertible),
             'interpolate': Predict(interpolate, interpolate_options, reads),
-            'inpaint': Predict(inpaint, inpaint_options),
+            'inpaint': Predict(inpaint, inpaint_options, check=check_range),
             'generate_ode': Predict(generate_ode, ode_options, reads, check)}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from gen_jax.names import choices
 from gen_jax.types import Process, PyTree, Sampler
 
-__all__ = ['Parts', 'bind', 'keywords', 'make']
+__all__ = ['Parts', 'bind', 'check_like', 'keywords', 'make', 'whole']
 
 Parts = Mapping[str, Callable]
 """Part name -> its maker, a function of keywords (and `process`, which is filled in)."""
@@ -25,6 +25,26 @@ def keywords(maker: Callable) -> dict[str, object]:
     """The keywords of a maker with their defaults, `process` apart."""
     return {p.name: p.default for p in inspect.signature(maker).parameters.values()
             if p.name != 'process' and p.default is not p.empty}
+
+
+def check_like(name: str, value: object, default: object) -> None:
+    """Refuses a setting whose type is not that of its default (a float may be given as an int).
+
+    Raises:
+        ValueError: naming the setting and what it should be.
+    """
+    kinds = {bool: 'True or False', int: 'an integer', float: 'a number', str: 'a name'}
+    kind = type(default)
+    if kind not in kinds or type(value) is kind or kind is float and type(value) is int:
+        return
+    raise ValueError(f'{name} must be {kinds[kind]}, got {value!r}')
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """An integer setting of at least `least`, or a ValueError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f'{name} must be an integer of at least {least}, got {value!r}')
+    return value
 
 
 def _call(maker: Callable, process: Process, values: Mapping[str, object]):
@@ -55,10 +75,9 @@ def bind(parts: Sequence[tuple[str, Callable]], process: Process, settings: Mapp
     static, traced = [], []
     for (name, maker), found in zip(parts, takes, strict=True):
         values = {key: settings.get(key, default) for key, default in found.items()}
+        for key, value in values.items():
+            check_like(f'{name}: {key}', value, found[key])
         floats = {key: value for key, value in values.items() if isinstance(found[key], float)}
-        for key, value in floats.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f'{name}: {key} must be a number, got {value!r}')
         _call(maker, process, values)
         traced.append({key: jnp.float32(value) for key, value in floats.items()})
         static.append([name, {key: value for key, value in values.items() if key not in floats}])

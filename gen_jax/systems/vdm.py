@@ -5,6 +5,7 @@
 Kingma et al., 2021 (https://arxiv.org/abs/2107.00630), Eq. 11. The process is built from the network's parameters.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 
@@ -79,6 +80,9 @@ def vdm(network, *, image_shape: Sequence[int], levels: int = 256, timesteps: in
         raise ValueError(f'timesteps is {timesteps}; give T >= 1, or 0 for continuous time')
     if solver not in sampling.SOLVERS:
         raise ValueError(f'solver {solver!r}: choose from {", ".join(sampling.SOLVERS)}')
+
+    make_solver = getattr(sampling, solver)
+    needs_process = 'process' in inspect.signature(make_solver).parameters
 
     def apply(params, *args, noise=None, **kwargs):
         rngs = None if noise is None else {'dropout': noise.key('dropout')}
@@ -172,7 +176,8 @@ def vdm(network, *, image_shape: Sequence[int], levels: int = 256, timesteps: in
             lambda z, t, given: apply(params, z, t, **given), process)
         x_T = noise.normal('x_T', (keys.shape[0], *image_shape))
         grid = even_grid(process, options['steps'], max_steps)
-        point = sampling.sample(noise, denoise, getattr(sampling, solver)(), x_T, grid, condition(batch))
+        sampler = make_solver(**({'process': process} if needs_process else {}))
+        point = sampling.sample(noise, denoise, sampler, x_T, grid, condition(batch))
         return {'image': level_to_image(nearest_level(point.x / grid.alpha[-1], levels), levels)}
 
     def options(steps: int = steps):

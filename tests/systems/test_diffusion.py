@@ -12,7 +12,7 @@ import pytest
 from gen_jax import diffusion, systems
 from gen_jax.build import predictor_for
 from gen_jax.config import base_config
-from gen_jax.diffusion import losses, parameterisation
+from gen_jax.diffusion import losses, parameterisation, times, weighting
 from gen_jax.diffusion.loss_aware import loss_aware
 from gen_jax.engine.evaluate import Predictor
 from gen_jax.engine.sharding import make_mesh
@@ -110,7 +110,11 @@ def test_values_are_read_and_not_frozen():
     ({'corrector': 'magic'}, 'choose from .*langevin'), ({'spacing': 'magic'}, 'karras'), ({'eta': 1.5}, 'eta.*1.5'),
     ({'eta': 'x'}, 'eta'), ({'solver': 'heun', 'eta': 0.5}, 'eta.*heun'), ({'spacing': 'leading'}, 'continuous'),
     ({'guidance_rescale': 0.5}, 'guidance_scale'), ({'threshold': 'soft'}, 'dynamic'), ({'rho': 7.0}, 'rho'),
-    ({'corrector_steps': 0}, 'corrector_steps'), ({'guidance_scale': 2.0, 'guidance_sigma_lo': 3.0,
+    ({'corrector_steps': 0}, 'corrector_steps'), ({'corrector_steps': 2}, 'no corrector'), ({'strength': 0.5}, 'edit'),
+    ({'corrector': 'langevin', 'corrector_steps': 1.5}, '1.5'), ({'percentile': 0.9}, 'dynamic'),
+    ({'solver': 'heun', 'straight': 'false'}, 'True or False'), ({'solver': 'deis', 'order': 2.0}, 'integer'),
+    ({'t_end': -0.5}, 't_end=-0.5'), ({'t_start': 3.0}, 't_start=3.0'), ({'spacing': 'karras', 'rho': '7'}, 'karras'),
+    ({'spacing': 'karras', 'sigma_max': 1e6}, 'more noise'), ({'guidance_scale': 2.0, 'guidance_sigma_lo': 3.0,
                                                    'guidance_sigma_hi': 1.0}, 'sigma_lo')])
 def test_bad_settings(settings, match):
     with pytest.raises(ValueError, match=match):
@@ -119,6 +123,11 @@ def test_bad_settings(settings, match):
 
 @pytest.mark.parametrize('name, settings, match', [
     ('edit', {'strength': 0.0}, 'strength'), ('edit', {'strength': 1.2}, 'strength'), ('inpaint', {'keep': 'x'}, 'top'),
+    ('edit', {'strength': 'a'}, 'strength'), ('inpaint', {'jump_n_sample': 2.5}, 'jump_n_sample.*2.5'),
+    ('inpaint', {'jump_length': 0}, 'jump_length'), ('inpaint', {'keep': np.ones((4, 4, 3))}, 'keep.*4, 4, 3'),
+    ('reconstruct', {'solver': 'ddpm'}, 'draws noise'), ('reconstruct', {'eta': 0.5}, 'draws noise'),
+    ('interpolate', {'pictures': 2.5}, 'pictures'), ('likelihood', {'probes': 1.5}, 'probes'),
+    ('likelihood', {'max_nfe': 2.5}, 'max_nfe'), ('vlb', {'steps': 0}, 'steps'),
     ('inpaint', {'keep': np.ones((3, 3))}, '3.*4'), ('inpaint', {'keep': 2 * np.ones((4, 4))}, 'mask'),
     ('reconstruct', {'iterations': 0}, 'iterations'), ('interpolate', {'pictures': 1}, 'pictures'),
     ('likelihood', {'divergence': 'x'}, 'exact'), ('likelihood', {'tol': 0.0}, 'tol'),
@@ -126,6 +135,39 @@ def test_bad_settings(settings, match):
 def test_bad_settings_of_other_predicts(name, settings, match):
     with pytest.raises(ValueError, match=match):
         trained(discrete=name == 'vlb')[0].options(name, settings)
+
+
+@pytest.mark.parametrize('kwargs, match', [
+    ({'weighting': weighting.min_snr(target='eps')}, r"target='v'"),
+    ({'weighting': weighting.likelihood(diffusion.vp())}, r"target='v'"),
+    ({'param': parameterisation.edm(0.5), 'weighting': weighting.edm(0.7)}, 'sigma_data=0.5'),
+    ({'times': times.uniform(diffusion.flow())}, 'process'), ({'clip': -1.0}, 'clip'), ({'levels': 1}, 'levels'),
+    ({'process': diffusion.discrete_ddpm(), 'times': times.uniform(diffusion.vp())}, 'steps 1000'),
+    ({'process': diffusion.discrete_ddpm(), 'loss': losses.vlb()}, '256.*17'),
+    ({'process': diffusion.discrete_ddpm(), 'loss': losses.vlb(levels=17), 'dequantise': True}, 'dequantise'),
+    ({'image_range': (0.0, 1.0)}, 'clip'), ({'loss_times': 0}, 'loss_times'),
+    ({'image_range': (0.0, 1.0), 'clip': None, 'settings': {'threshold': 'static'}}, 'image_range')])
+def test_parts_that_do_not_fit(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        system(**kwargs)
+
+
+def test_a_dequantised_model_gives_grey_levels_back():
+    s = system(dequantise=True)
+    grey = np.linspace(-1, 1, 17)[np.arange(16 * 4) % 17].reshape(4, 4, 4, 1).astype(np.float32)
+    params, extra = s.init(jax.random.key(0), {k: jnp.asarray(v) for k, v in BATCH.items()})
+    predictor, variables = Predictor(s, one_device()), Variables(params, extra)
+    batch = {'image': grey, 'label': LABELS, 'mask': np.ones((4, 4, 4, 1), np.float32)}
+
+    def inpaint(batch):
+        return predictor.call('inpaint', variables, seed=0, first=0, batch=batch,
+                              options=predictor.options('inpaint', {'steps': 2}))
+
+    np.testing.assert_allclose(inpaint(batch)['image'], grey, atol=1e-6)
+    free = inpaint({**batch, 'mask': 0 * batch['mask']})['image']
+    np.testing.assert_allclose(8 * (free + 1), np.round(8 * (free + 1)), atol=1e-5)
+    with pytest.raises(ValueError, match='mask.*255'):
+        inpaint({**batch, 'mask': 255 * batch['mask']})
 
 
 def test_guidance_needs_an_unconditional_branch():
@@ -199,7 +241,7 @@ def test_training_with_a_learned_variance_and_loss_aware_times():
 @pytest.mark.parametrize('loss', [losses.denoising(0.1, 0.1), losses.sliced_score(), losses.vlb(levels=17)])
 def test_every_loss_trains(loss):
     process = diffusion.discrete_ddpm(steps=10)
-    s = system(process, parameterisation.eps(), loss=loss, dequantise=True)
+    s = system(process, parameterisation.eps(), loss=loss, dequantise=not hasattr(loss, 'levels'))
     params, _ = s.init(jax.random.key(0), {k: jnp.asarray(v) for k, v in BATCH.items()})
     value, grads = jax.jit(jax.value_and_grad(lambda p: s.objectives['denoise'].loss(
         p, type('S', (), {'extra': {}}), BATCH, Noise(example_keys(0, range(4))))[0]))(params)
