@@ -156,7 +156,7 @@ def test_choices_in_messages():
                               ('--config.system.solver=dim', 'choose from ddpm, ddim'),
                               ('--config.data.source=digit', 'digits'),
                               ('--config.train.precision=float8', 'float32, bfloat16'),
-                              ('--config.sample.predict=draw', "no predict 'draw': choose from .'generate'")):
+                              ('--config.sample.predict=draw', "no predict 'draw': choose from .*'generate'")):
         with pytest.raises(ValueError, match=message):
             build(small('digits', override))
     with pytest.raises(ConfigError, match='did you mean digits'):

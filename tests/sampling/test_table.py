@@ -71,5 +71,5 @@ def test_rows_are_complete():
         required = [p.name for p in inspect.signature(getattr(sampling, name)).parameters.values()
                     if p.default is p.empty and p.name != 'process']
         assert not required, (name, required)
-        assert all(isinstance(v, (bool, int, float, str, type(None))) for v in
+        assert all(isinstance(v, (bool, int, float, str, tuple, type(None))) for v in
                    plan.keywords(getattr(sampling, name)).values()), name
