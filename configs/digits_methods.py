@@ -74,9 +74,10 @@ def get_config(arg=''):
     c.evaluate = {'generate': {'predict': 'generate', 'on': 'labels', 'n': 1000, 'batch_size': 500,
                                'metrics': ('digits_report',), 'every_steps': 0}}
     if bound:
-        c.evaluate.bits = {'predict': 'vlb', 'metrics': (MEAN,), 'every_steps': 0}
+        c.evaluate.bits = {'predict': 'vlb', 'metrics': (MEAN,), 'every_steps': 0, 'batch_size': 99}
     elif arg.method != 'ncsn':
-        c.evaluate.bits = {'predict': 'likelihood', 'metrics': (MEAN,), 'every_steps': 0, 'settings': {'tol': 1e-3}}
+        c.evaluate.bits = {'predict': 'likelihood', 'metrics': (MEAN,), 'every_steps': 0, 'batch_size': 99,
+                           'settings': {'tol': 1e-3}}
     if arg.debug:
         c.data.batch_size = 16
         c.train.steps = 4

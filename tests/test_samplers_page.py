@@ -21,7 +21,8 @@ def test_the_page_says_what_the_table_says():
     lines = [line.split('|')[1:-1] for line in PAGE.read_text().splitlines() if line.startswith('| `') and
              line.count('|') == 10]
     assert len(lines) == len(SAMPLERS)
-    for name, kind, order, measured, calls, stochastic, reference, *_ in ([cell.strip() for cell in line] for line in lines):
+    for cells in lines:
+        name, kind, order, measured, calls, stochastic, reference, *_ = (cell.strip() for cell in cells)
         row = SAMPLERS[name.strip('`')]
         assert (kind, order, stochastic) == (row.kind, str(row.order or '-'), 'yes' if row.stochastic else 'no'), name
         assert float(calls) == row.calls and reference == row.reference, name
