@@ -285,7 +285,8 @@ class Loaded(NamedTuple):
 
         Returns:
             {'image' uint8 [n, S, H, W, C], 'label' [n] if the data have labels}: what the predict made of each
-            example, behind the example itself where the predict returns one picture for it.
+            example, behind the example itself where the predict returns one picture for it. A predict that returns no
+            pictures ('likelihood', 'losses') gives its arrays [n, ...] as they are.
         """
         from gen_jax.data.transforms import to_uint8
 
@@ -295,7 +296,7 @@ class Loaded(NamedTuple):
         batch = next(iter(pipeline.eval_batches(source, batch_size=min(n, len(source)), transforms=transforms)))
         out = self.predict(predict, batch, seed=seed, **settings)
         if 'image' not in out:
-            raise ValueError(f'predict {predict!r} returns {sorted(out)}, no image')
+            return out
         made = np.asarray(to_uint8(out['image']))
         made = made if made.ndim == 5 else np.stack([batch['image'], made], 1)
         return {'image': made, **({'label': batch['label']} if 'label' in batch else {})}

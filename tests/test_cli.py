@@ -202,5 +202,6 @@ def test_pictures_that_start_from_data(tmp_path, capsys):
     assert rows.shape == (3, 2, 8, 8, 1) and (rows[1, 0] == digits('test')[1]['image']).all()
     assert main([*base, '--predict', 'interpolate', '--steps', '5']) == 0
     assert np.load(tmp_path / 'x.npz')['image'].shape == (3, 5, 8, 8, 1)
-    assert main([*base, '--predict', 'elbo']) == 2 and 'no image' in capsys.readouterr().err
+    assert main([*base, '--predict', 'elbo', '--n', '3', '--out', str(tmp_path / 'numbers')]) == 0
+    assert 'of shape [3]' in capsys.readouterr().out and len(np.load(tmp_path / 'numbers.npz').files) >= 1
     assert main([*base, '--predict', 'dream']) == 2 and 'interpolate' in capsys.readouterr().err

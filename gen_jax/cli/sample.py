@@ -60,6 +60,13 @@ def run(argv) -> int:
         if args.labels is not None:
             return fail(f'gen-jax sample: --predict {args.predict} starts from the evaluation data; leave --labels out')
         out = loaded.from_data(args.predict, args.n or 10, args.seed, **settings)
+        if 'image' not in out:
+            path = Path(args.out or Path(args.workdir) / args.predict)
+            save_npz(path.with_name(path.name + '.npz'), out)
+            for key, values in out.items():
+                print(f'{key:24}mean {values.mean():.5g} of shape {list(values.shape)}')
+            print(f'step {loaded.step}: {path}.npz')
+            return 0
         columns = out['image'].shape[1]
         pictures = out['image'].reshape(-1, *out['image'].shape[2:])
     else:
