@@ -37,6 +37,7 @@ def network_and_weights(batch):
     import jax
     import jax.numpy as jnp
 
+    from gen_jax.engine.sharding import batch_sharding, make_mesh, replicated
     from gen_jax.models import UNet2D
     unet = UNet2D(**CONFIG)
     params = unet.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1))['params']
@@ -44,7 +45,8 @@ def network_and_weights(batch):
     keys = jax.random.split(jax.random.key(1), len(leaves))  # the last layers begin at zero: nothing may be skipped
     params = tree.unflatten([a + 0.02 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)])
     x = jax.random.normal(jax.random.key(2), (batch, 32, 32, 3))
-    return unet, params, x
+    mesh = make_mesh({'data': -1})  # one virtual device per core, as gen-jax runs
+    return unet, jax.device_put(params, replicated(mesh)), jax.device_put(x, batch_sharding(mesh))
 
 
 def samplers():
@@ -183,6 +185,8 @@ def main(argv=None):
     p.add_argument('--only-torch', action='store_true')
     p.add_argument('--out', help='JSON file')
     args = p.parse_args(argv)
+    from gen_jax.engine.sharding import expose_cpu_devices
+    expose_cpu_devices(0, args.batch)
     import jax
     found = {'hardware': f'{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}',
              'jax': jax.__version__, 'python': platform.python_version(), 'batch': args.batch, 'steps': args.steps,
