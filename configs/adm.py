@@ -9,7 +9,7 @@ classifier guidance: 2.97 (128), 4.59 (256), 7.72 (512). Not trained to the end 
 are models.adm_classifier_* and models.adm_upsampler_*.
 """
 
-from gen_jax.config import base_config, parse_arg
+from gen_jax.config import base_config, parse_arg, shrink
 
 IMAGENET = {'source': 'tfds:imagenet2012', 'classes': 1000, 'eval_split': 'validation', 'schedule': 'linear',
             'batch': 256, 'lr': 1e-4}
@@ -66,19 +66,10 @@ def get_config(arg=''):
                                                                  'edges': tuple(range(0, 1001, 100))},),
                               'n': 1024, 'every_steps': 50_000}}
     if arg.debug:
-        c.data.source = 'digits'
-        c.data.eval_split = 'test'
-        c.data.transforms = c.data.eval_transforms = ()
-        c.data.batch_size = 16
+        shrink(c)
         c.system.network = {'name': 'models.adm_tiny'}
         c.system.cond = {'class_labels': 'label'}
-        c.system.image_shape = (8, 8, 1)
         c.system.process.steps = 10
         c.system.steps = 5
-        c.train.precision = 'float32'
-        c.train.steps = 4
-        c.sample.n = 10
-        c.sample.every_steps = None
         c.evaluate.heldout.metrics = ({'name': 'mean', 'key': 'loss'},)
-        c.evaluate.heldout.every_steps = None
     return c

@@ -8,7 +8,7 @@ Published: FID 3.17 and Inception Score 9.46 on CIFAR-10 after 800,000 steps, wi
 parameters; 113.7 M at 256x256). Not trained to the end by us. The published code adds the large variance, beta_t.
 """
 
-from gen_jax.config import base_config, parse_arg
+from gen_jax.config import base_config, parse_arg, shrink
 
 DATASETS = {
     'cifar10': {'source': 'tfds:cifar10', 'size': 32, 'network': 'models.ddpm_cifar10', 'batch': 128, 'lr': 2e-4,
@@ -57,16 +57,8 @@ def get_config(arg=''):
         'bound': {'predict': 'vlb', 'metrics': ({'name': 'mean', 'key': 'bits_per_dim'},), 'every_steps': 0},
     }
     if arg.debug:
-        c.data.source = 'digits'
-        c.data.transforms = c.data.eval_transforms = ()
-        c.data.batch_size = 16
+        shrink(c)
         c.system.network = {'name': 'models.unet_tiny', 'num_class_embeds': None}
-        c.system.image_shape = (8, 8, 1)
         c.system.process.steps = c.system.steps = 10
-        c.train.steps = 4
-        c.optim.warmup_steps = 1
-        c.sample.n = 10
-        c.sample.every_steps = None
         c.evaluate.heldout.metrics = ({'name': 'mean', 'key': 'loss'},)
-        c.evaluate.heldout.every_steps = None
     return c

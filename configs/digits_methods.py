@@ -8,7 +8,7 @@ sampler, without guidance, and read by a judge that knows real digits only; bits
 dequantised uniformly (17 grey levels; a uniform code costs 4.09).
 """
 
-from gen_jax.config import base_config, parse_arg
+from gen_jax.config import base_config, parse_arg, shrink
 
 EPS = {'name': 'diffusion.parameterisation.eps'}
 MEAN = {'name': 'mean', 'key': 'bits_per_dim'}
@@ -79,12 +79,8 @@ def get_config(arg=''):
         c.evaluate.bits = {'predict': 'likelihood', 'metrics': (MEAN,), 'every_steps': 0, 'batch_size': 99,
                            'settings': {'tol': 1e-3}}
     if arg.debug:
-        c.data.batch_size = 16
-        c.train.steps = 4
-        c.optim.warmup_steps = 1
+        shrink(c)
         c.system.steps = 2
-        c.sample.n = 10
-        c.evaluate.generate.n = 20
         if arg.method not in ('iddpm', 'ncsn'):
             c.system.network.update({'model_channels': 8, 'num_groups': 4, 'attn_resolutions': (),
                                      'channel_mult': (1,)})

@@ -12,7 +12,7 @@ Published FID: CIFAR-10 1.97 (unconditional, VP), 1.98 (VE), 1.79 (class-conditi
 this config: the networks are told that nothing was augmented.
 """
 
-from gen_jax.config import base_config, parse_arg
+from gen_jax.config import base_config, parse_arg, shrink
 
 DATASETS = {
     'cifar10': {'source': 'tfds:cifar10', 'size': 32, 'batch': 512, 'lr': 1e-3, 'mimg': 200, 'ema_mimg': 0.5,
@@ -68,19 +68,10 @@ def get_config(arg=''):
     c.evaluate = {'heldout': {'predict': 'losses', 'metrics': ({'name': 'mean', 'key': 'loss'},),
                               'every_steps': 10_000}}
     if arg.debug:
-        c.data.source = 'digits'
-        c.data.eval_split = 'test'
-        c.data.batch_size = 16
+        shrink(c)
         c.system.network = {'name': 'models.edm_adm_digits' if adm else 'models.songunet_digits', 'label_dim': 0,
                             'model_channels': 8, 'num_groups': 4, 'attn_resolutions': (), 'channel_mult': (1,)}
         if adm or arg.cond:
             c.system.network.label_dim = 10
-        c.system.image_shape = (8, 8, 1)
         c.system.steps = 3
-        c.train.steps = 4
-        c.train.precision = 'float32'
-        c.optim.warmup_steps = 1
-        c.sample.n = 10
-        c.sample.every_steps = None
-        c.evaluate.heldout.every_steps = None
     return c

@@ -9,7 +9,7 @@ Published: CIFAR-10 FID 2.90 (hybrid, 500,000 steps), 2.94 bits/dim (vlb); Image
 Not trained to the end by us.
 """
 
-from gen_jax.config import base_config, parse_arg
+from gen_jax.config import base_config, parse_arg, shrink
 
 DATASETS = {
     'cifar10': {'source': 'tfds:cifar10', 'size': 32, 'network': {'name': 'models.iddpm_cifar10'}, 'batch': 128,
@@ -70,16 +70,8 @@ def get_config(arg=''):
     c.sample.every_steps = 20_000
     c.evaluate = {'bound': {'predict': 'vlb', 'metrics': ({'name': 'mean', 'key': 'bits_per_dim'},), 'every_steps': 0}}
     if arg.debug:
-        c.data.source = 'digits'
-        c.data.eval_split = 'test'
-        c.data.transforms = c.data.eval_transforms = ()
-        c.data.batch_size = 16
+        shrink(c)
         c.system.network = {'name': 'models.adm_tiny', 'num_classes': None, 'learn_sigma': arg.loss != 'simple'}
-        c.system.image_shape = (8, 8, 1)
         c.system.process.steps = c.system.max_steps = 10
         c.system.steps = 5
-        c.train.steps = 4
-        c.sample.n = 10
-        c.sample.every_steps = None
-        c.evaluate.bound.every_steps = None
     return c

@@ -8,7 +8,7 @@ Published on CIFAR-10: NCSN FID 25.32, Inception Score 8.87; NCSNv2 FID 10.87 wi
 the end by us. Sampling starts from normal noise of the greatest sigma (NCSN's code: from uniform noise).
 """
 
-from gen_jax.config import base_config, parse_arg
+from gen_jax.config import base_config, parse_arg, shrink
 
 
 def get_config(arg=''):
@@ -52,16 +52,9 @@ def get_config(arg=''):
     c.evaluate = {'heldout': {'predict': 'losses', 'metrics': ({'name': 'mean', 'key': 'loss'},),
                               'every_steps': 10_000}}
     if arg.debug:
-        c.data.source = 'digits'
-        c.data.transforms = c.data.eval_transforms = ()
-        c.data.batch_size = 16
+        shrink(c)
         c.system.process.n = c.system.steps = 3
         c.system.network = {'name': f'models.{"ncsnv2" if v2 else "ncsn"}_digits', 'ngf': 8, 'num_classes': 3,
                             'center_input_sample': True}
-        c.system.image_shape = (8, 8, 1)
         c.system.settings.n_steps = 2
-        c.train.steps = 4
-        c.sample.n = 10
-        c.sample.every_steps = None
-        c.evaluate.heldout.every_steps = None
     return c

@@ -9,7 +9,7 @@ Published, continuous (FID): VE NCSN++ 2.38, deep 2.20; VP DDPM++ 2.55, deep 2.4
 Bits/dim by the ODE: VP DDPM++ 3.16 and sub-VP 3.02, deep 2.99. Not trained to the end by us.
 """
 
-from gen_jax.config import base_config, parse_arg
+from gen_jax.config import base_config, parse_arg, shrink
 
 
 def get_config(arg=''):
@@ -72,21 +72,13 @@ def get_config(arg=''):
                        'every_steps': 0},
     }
     if arg.debug:
-        c.data.source = 'digits'
-        c.data.transforms = c.data.eval_transforms = ()
-        c.data.batch_size = 16
+        shrink(c)
         tiny = {'label_dim': 0, 'model_channels': 8, 'num_groups': 4, 'attn_resolutions': (), 'channel_mult': (1,)}
         c.system.network = {'name': f'models.{"ncsnpp" if ve else "ddpmpp"}_digits', **tiny}
         if network == 'ddpmpp' and ve:
             c.system.network.name = 'models.ddpmpp_digits'
         if ve:
             c.system.network.center_input_sample = True
-        c.system.image_shape = (8, 8, 1)
         c.system.steps = 5
-        c.train.steps = 4
-        c.optim.warmup_steps = 1
-        c.sample.n = 10
-        c.sample.every_steps = None
         c.evaluate.heldout.metrics = ({'name': 'mean', 'key': 'loss'},)
-        c.evaluate.heldout.every_steps = None
     return c

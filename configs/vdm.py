@@ -8,7 +8,7 @@ Published bits/dim: CIFAR-10 2.65 (2.49 with augmentation), ImageNet 32 3.72, Im
 CIFAR-10. Not trained to the end by us.
 """
 
-from gen_jax.config import base_config, parse_arg
+from gen_jax.config import base_config, parse_arg, shrink
 
 VARIANTS = {
     'cifar10': {'source': 'tfds:cifar10', 'size': 32, 'network': {'name': 'models.vdm_cifar10'}, 'batch': 128,
@@ -61,19 +61,9 @@ def get_config(arg=''):
         c.evaluate.generate = {'predict': 'generate', 'on': 'labels', 'n': 1000, 'batch_size': 500, 'every_steps': 0,
                                'metrics': ('digits_report',)}
     if arg.debug:
-        c.data.source = 'digits'
-        c.data.eval_split = 'test'
-        c.data.transforms = c.data.eval_transforms = ()
-        c.data.batch_size = 16
+        shrink(c)
         c.system.network = {'name': 'models.vdm_tiny'}
-        c.system.image_shape = (8, 8, 1)
         c.system.levels = 17
         c.system.steps = 3
-        c.train.steps = 4
-        c.optim.warmup_steps = 1
-        c.sample.n = 10
-        c.sample.every_steps = None
         c.evaluate.bits.settings.samples = 4
-        if small:
-            c.evaluate.generate.n = 20
     return c

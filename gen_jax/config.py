@@ -20,8 +20,8 @@ from ml_collections import ConfigDict, config_dict
 
 from gen_jax.names import NAMESPACES, ConfigError, choices, lookup, make
 
-__all__ = ['NAMESPACES', 'ConfigError', 'base_config', 'parse_arg', 'load_config', 'apply_overrides', 'make', 'lookup',
-           'flatten', 'differences', 'to_json', 'from_json', 'complete', 'config_names', 'placeholder',
+__all__ = ['NAMESPACES', 'ConfigError', 'base_config', 'parse_arg', 'shrink', 'load_config', 'apply_overrides', 'make',
+           'lookup', 'flatten', 'differences', 'to_json', 'from_json', 'complete', 'config_names', 'placeholder',
            'mutable_on_resume']
 
 placeholder = config_dict.placeholder
@@ -129,6 +129,26 @@ def parse_arg(arg: str, **defaults) -> ConfigDict:
         if out[key] not in values:
             raise ConfigError(f'config argument {key}={out[key]!r}: choose from {", ".join(map(str, values))}')
     return ConfigDict(out)
+
+
+def shrink(c: ConfigDict) -> None:
+    """What the debug variants of image models share: four steps on embedded 8x8 digits, in place; what is evaluated
+    while training is evaluated once, at the end. The network, and what depends on its size, is each config's own.
+    """
+    c.data.source, c.data.train_split, c.data.eval_split = 'digits', 'train', 'test'
+    c.data.transforms = c.data.eval_transforms = ()
+    c.data.batch_size = 16
+    c.system.image_shape = (8, 8, 1)
+    c.optim.warmup_steps = min(c.optim.warmup_steps, 1)
+    c.train.steps = 4
+    c.train.precision = 'float32'
+    c.sample.n = 10
+    c.sample.every_steps = None
+    for name in c.evaluate:
+        if c.evaluate[name].get('every_steps'):
+            c.evaluate[name].every_steps = None
+        if c.evaluate[name].get('on') == 'labels':
+            c.evaluate[name].n = 20
 
 
 def _config_dirs() -> list[Path]:

@@ -38,6 +38,16 @@ class StepPlayback(Playback):
         return StepPlayback(self.table, i if self.i is None else self.i)
 
 
+class PurposePlayback(StepPlayback):
+    """A StepPlayback of several tables by purpose; purposes without one of their own draw from 'z'."""
+
+    def at(self, i):
+        return PurposePlayback(self.table, i if self.i is None else self.i)
+
+    def normal(self, purpose, x):
+        return self.table.get(purpose, self.table.get('z'))[self.i]
+
+
 class GaussianMixture(NamedTuple):
     """Float64 numpy: weights [K], means [K, D], eigenvectors [K, D, D] (columns), eigenvalues [K, D] of C_k."""
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax.diffusion import weighting as weightings
-from gen_jax.diffusion.parameterisation import at_least_float32, split_raw
-from gen_jax.diffusion.process import expand, level_at, perturb
+from gen_jax.diffusion.parameterisation import at_least_float32, network_output, split_raw
+from gen_jax.diffusion.process import level_at, perturb
 from gen_jax.diffusion.vlb import vlb_term
 from gen_jax.types import Array, Cond, Parameterisation, Process
 
@@ -35,8 +35,8 @@ def _call(network, process, parameterisation, x0, t, noise, cond):
     level = level_at(process, t)
     eps = noise.normal('eps', x0)
     x = perturb(x0, eps, level)
-    label = jnp.broadcast_to(parameterisation.label(level, process), x.shape[:1])
-    return level, eps, x, at_least_float32(network(expand(parameterisation.c_in(level), x) * x, label, cond))
+    raw = network_output(network, parameterisation.label, parameterisation.c_in, process, x, level, cond)
+    return level, eps, x, at_least_float32(raw)
 
 
 def hybrid_loss(network: Callable[..., Array], process: Process, parameterisation: Parameterisation,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from gen_jax.diffusion import weighting as weightings
-from gen_jax.diffusion.parameterisation import at_least_float32, split_raw
-from gen_jax.diffusion.process import expand, level_at, perturb
+from gen_jax.diffusion.parameterisation import at_least_float32, network_output, split_raw
+from gen_jax.diffusion.process import level_at, perturb
 from gen_jax.types import Array, Cond, Parameterisation, Process
 
 
@@ -50,8 +50,7 @@ def denoising_loss(network: Callable[..., Array], process: Process, parameterisa
         if input_perturbation:
             drawn = eps + input_perturbation * noise.normal('input_perturbation', x0)
         x = perturb(x0, drawn, level)
-        label = jnp.broadcast_to(parameterisation.label(level, process), x.shape[:1])
-        raw = network(expand(parameterisation.c_in(level), x) * x, label, cond)
+        raw = network_output(network, parameterisation.label, parameterisation.c_in, process, x, level, cond)
         error = split_raw(raw, x, parameterisation.channels)[0] - parameterisation.target(x0, eps, level)
         return weighting(level) * jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
 

@@ -81,13 +81,19 @@ def _label(name: str, label_scale: float | None):
     return lambda level, process: LABELS[name](level, process, label_scale)
 
 
+def network_output(network: Callable[..., Array], label: Callable, c_in: Callable, process: Process, x: Array,
+                   level: Level, cond: Cond) -> Array:
+    """The raw output at x [B, ...]: the network is told c_in x and label(level), and answers in any dtype."""
+    labels = jnp.broadcast_to(label(level, process), x.shape[:1])
+    return network(expand(c_in(level), x) * x, labels, cond)
+
+
 def _make(space, convert, target, label, c_in=lambda level: 1.0) -> Parameterisation:
 
     def denoiser(network: Callable[..., Array], process: Process) -> DenoiseFn:
         def denoise(x: Array, level: Level, cond: Cond) -> Denoised:
             x = at_least_float32(x)
-            labels = jnp.broadcast_to(label(level, process), x.shape[:1])
-            raw = network(expand(c_in(level), x) * x, labels, cond)
+            raw = network_output(network, label, c_in, process, x, level, cond)
             return convert(x, split_raw(raw, x)[0], level)
 
         return denoise

@@ -33,6 +33,18 @@ def level_to_image(level: Array, levels: int) -> Array:
     return level.astype(jnp.float32) * (2.0 / (levels - 1)) - 1
 
 
+def bin_centres(level: Array, levels: int) -> Array:
+    """Level k at 2 (k + 1/2) / levels - 1, float32: the middle of its bin where the bins fill [-1, 1] evenly."""
+    _check_levels(levels)
+    return (2.0 * level.astype(jnp.float32) + 1.0) / levels - 1.0
+
+
+def nearest_level(x: Array, levels: int) -> Array:
+    """The level whose bin holds x, int32; inverse of `bin_centres`. Values beyond [-1, 1] belong to the end bins."""
+    _check_levels(levels)
+    return jnp.clip(jnp.floor((x + 1.0) * (0.5 * levels)), 0, levels - 1).astype(jnp.int32)
+
+
 def discretised_logistic_log_prob(level: Array, mean: Array, log_scale: Array, levels: int) -> Array:
     """log P(level) of a logistic distribution whose mass is collected into bins, elementwise.
 

@@ -11,6 +11,7 @@ from gen_jax.diffusion.times import discrete_uniform, uniform
 from gen_jax.sampling.likelihood import dequantise as bins
 from gen_jax.systems.diffusion_likelihood import likelihood_predicts
 from gen_jax.systems.diffusion_predicts import Trained, predicts
+from gen_jax.systems.inputs import check_image, condition_of
 from gen_jax.types import Objective, Parameterisation, Process, System, Times
 
 __all__ = ['diffusion']
@@ -113,11 +114,7 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
         return call
 
     def condition(batch):
-        missing = [key for key in cond.values() if key not in batch]
-        if missing:
-            raise ValueError(f'the batch has no {missing[0]!r}, which conditions the network: it has {sorted(batch)}; '
-                             'use a source with labels, or a system without cond')
-        return {name: batch[key] for name, key in cond.items()}
+        return condition_of(batch, cond)
 
     model = Trained(apply, process, parameterisation, tuple(image_shape), cond, null, guided, condition, clip,
                     max_steps, {'steps': steps, 'solver': solver, 'spacing': spacing, **(settings or {})}, loss_times,
@@ -125,20 +122,15 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
     uses = predicts(model)
     uses['generate'].options(**model.settings)  # refuses names and settings now, not after the training
 
-    def check(image):
-        if tuple(image.shape[1:]) != tuple(image_shape):
-            raise ValueError(f'images of shape {tuple(image.shape[1:])} for a model of image_shape '
-                             f'{tuple(image_shape)}; set data.options or transforms, or system.image_shape')
-
     def init(key, batch):
-        check(batch['image'])
+        check_image(batch['image'], image_shape)
         x = jnp.asarray(batch['image'])[:1]
         given = {k: v[:1] for k, v in condition(batch).items()}
         history = {'times': times.init()} if hasattr(times, 'init') else {}
         return {'unet': network.init(key, x, jnp.zeros(1), **given)['params']}, history
 
     def objective(params, state, batch, noise):
-        check(batch['image'])
+        check_image(batch['image'], image_shape)
         x0, given = batch['image'], condition(batch)
         x0 = model.scale(bins(noise, x0, levels, inside=True) if dequantise else x0)
         t, importance = times(noise, x0.shape[0], state.extra)

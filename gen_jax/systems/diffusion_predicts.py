@@ -1,5 +1,6 @@
 """What a trained diffusion model is used for: predict functions over one denoiser, one scan and one set of settings."""
 
+import json
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from gen_jax import sampling
 from gen_jax.diffusion.guidance import classifier_free, clip_x0, dynamic_threshold, interval
+from gen_jax.losses.reconstruction import bin_centres, image_to_level, level_to_image, nearest_level
 from gen_jax.rng import Noise
 from gen_jax.sampling import grids
 from gen_jax.sampling.adaptive import require_converged, sample_adaptive, time_range
@@ -54,18 +56,14 @@ class Trained(NamedTuple):
     def inward(self, image):
         """Images in [-1, 1] as the model knows them: grey levels are the middle of their bins for dequantised data."""
         if self.dequantise:
-            level = jnp.round((image + 1.0) * 0.5 * (self.levels - 1))
-            image = (2.0 * level + 1.0) / self.levels - 1.0
+            image = bin_centres(image_to_level(image, self.levels), self.levels)
         return self.scale(image)
 
     def outward(self, x):
         """What the model made, as images clipped to [-1, 1]; a model of dequantised data draws grey levels."""
         low, high = self.image_range
         image = jnp.clip(x if (low, high) == (-1.0, 1.0) else 2.0 * (x - low) / (high - low) - 1.0, -1.0, 1.0)
-        if not self.dequantise:
-            return image
-        level = jnp.minimum(jnp.floor((image + 1.0) * 0.5 * self.levels), self.levels - 1)
-        return 2.0 * level / (self.levels - 1) - 1.0
+        return level_to_image(nearest_level(image, self.levels), self.levels) if self.dequantise else image
 
 NAMED = ('steps', 'solver', 'spacing', 'corrector', 'corrector_steps', 'guidance_scale', 'guidance_rescale',
          'guidance_sigma_lo', 'guidance_sigma_hi', 'threshold', 'percentile')
@@ -154,6 +152,11 @@ def sampling_options(model: Trained, *, steps: int | None = None, solver: str | 
     corrector_steps = plan.whole('corrector_steps', 1 if given_steps is None else given_steps)
     spacing = chosen(spacing, 'spacing', 'uniform_t' if process.steps is None else 'leading')
     guidance_scale = chosen(guidance_scale, 'guidance_scale')
+    guidance = {'rescale': chosen(guidance_rescale, 'guidance_rescale'),
+                'sigma_lo': chosen(guidance_sigma_lo, 'guidance_sigma_lo'),
+                'sigma_hi': chosen(guidance_sigma_hi, 'guidance_sigma_hi')}
+    if threshold is None:  # the default percentile belongs to the default threshold
+        threshold, percentile = chosen(None, 'threshold'), chosen(percentile, 'percentile')
     if guidance_scale is not None and not model.guided:
         raise ValueError(f'guidance_scale {guidance_scale}, but no unconditional branch was trained '
                          '(system.null and system.cond_dropout > 0); use guidance_scale None')
@@ -174,7 +177,7 @@ def sampling_options(model: Trained, *, steps: int | None = None, solver: str | 
     except TypeError as e:
         raise ValueError(f'spacing {spacing!r} with {grid_settings}, strength {strength!r}: {e}') from None
     return {'grid': grid,
-            'guidance': _guidance(guidance_scale, guidance_rescale, guidance_sigma_lo, guidance_sigma_hi),
+            'guidance': _guidance(guidance_scale, **guidance),
             'threshold': _threshold(threshold, model.clip, percentile, tuple(model.image_range) == (-1.0, 1.0)),
             'sampler': plan.bind(parts, process, settings, (*NAMED, *grid_keys)),
             'repeat': {str(corrector_steps): ()}}
@@ -264,14 +267,21 @@ def predicts(model: Trained) -> dict[str, Predict]:
     def encode(variables, keys, batch, options):
         return {'x_T': inverted(variables, keys, batch, options)}
 
-    def invertible(iterations: int = 1, **settings):
+    def encode_options(iterations: int = 1, **settings):
         plan.whole('iterations', iterations)
         found = sampling_options(model, **settings)
-        solver = settings.get('solver') or model.settings.get('solver')
-        if sampling.SAMPLERS[solver].stochastic or settings.get('eta') or model.settings.get('eta'):
-            raise ValueError(f'solver {solver!r} draws noise, so nothing can be inverted; choose one that does not: '
-                             + ', '.join(n for n in sampling.SOLVERS if not sampling.SAMPLERS[n].stochastic))
         return {**found, 'back': sampling.reverse(found['grid']), 'iterations': {str(iterations): ()}}
+
+    def reconstruct_options(**settings):
+        found = encode_options(**settings)
+        ((parts, traced),) = found['sampler'].items()
+        for (name, fixed), values in zip(json.loads(parts), traced, strict=True):
+            if sampling.SAMPLERS[name].stochastic or 'sde' in fixed.get('algorithm_type', '') \
+                    or name == 'ddim' and values['eta'] > 0:
+                raise ValueError(f'{name} draws noise here, so what was inverted does not come back; use a solver that '
+                                 'does not, without corrector: '
+                                 + ', '.join(n for n in sampling.SOLVERS if not sampling.SAMPLERS[n].stochastic))
+        return found
 
     def interpolate(variables, keys, batch, options):
         noise, weight = Noise(keys), options['weight']
@@ -335,8 +345,8 @@ def predicts(model: Trained) -> dict[str, Predict]:
 
     return {'generate': Predict(generate, options, reads),
             'edit': Predict(edit, edit_options),
-            'reconstruct': Predict(reconstruct, invertible),
-            'encode': Predict(encode, invertible),
+            'reconstruct': Predict(reconstruct, reconstruct_options),
+            'encode': Predict(encode, encode_options),
             'interpolate': Predict(interpolate, interpolate_options, reads),
             'inpaint': Predict(inpaint, inpaint_options, check=check_range),
             'generate_ode': Predict(generate_ode, ode_options, reads, check)}

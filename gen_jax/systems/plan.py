@@ -15,10 +15,7 @@ import jax.numpy as jnp
 from gen_jax.names import choices
 from gen_jax.types import Process, PyTree, Sampler
 
-__all__ = ['Parts', 'bind', 'check_like', 'keywords', 'make', 'whole']
-
-Parts = Mapping[str, Callable]
-"""Part name -> its maker, a function of keywords (and `process`, which is filled in)."""
+__all__ = ['bind', 'check_like', 'keywords', 'make', 'whole']
 
 
 def keywords(maker: Callable) -> dict[str, object]:

@@ -19,23 +19,14 @@ from gen_jax.diffusion.parameterisation import eps as eps_parameterisation
 from gen_jax.diffusion.process import level_at, perturb
 from gen_jax.diffusion.times import low_discrepancy, uniform
 from gen_jax.diffusion.vlb import grey_level_nll, prior_kl
-from gen_jax.losses.reconstruction import image_to_level, level_to_image
+from gen_jax.losses.reconstruction import bin_centres, image_to_level, level_to_image, nearest_level
 from gen_jax.rng import Noise
+from gen_jax.systems.inputs import check_image, condition_of
 from gen_jax.types import Array, Level, Objective, Predict, Process, System
 
 __all__ = ['vdm']
 
 TERMS = ('diffusion', 'prior', 'reconstruction')
-
-
-def bin_centres(level: Array, levels: int) -> Array:
-    """Grey level k at 2 (k + 1/2) / levels - 1, where the published models put it."""
-    return (2.0 * level.astype(jnp.float32) + 1.0) / levels - 1.0
-
-
-def nearest_level(x: Array, levels: int) -> Array:
-    """The grey level whose bin centre is nearest, int32; inverse of `bin_centres`."""
-    return jnp.clip(jnp.round((x + 1.0) * (0.5 * levels) - 0.5), 0, levels - 1).astype(jnp.int32)
 
 
 def even_grid(process: Process, steps: Array, max_steps: int) -> Level:
@@ -92,17 +83,11 @@ def vdm(network, *, image_shape: Sequence[int], levels: int = 256, timesteps: in
         return lambda t: network.apply({'params': params}, t, method='noise_level')
 
     def condition(batch):
-        missing = [key for key in cond.values() if key not in batch]
-        if missing:
-            raise ValueError(f'the batch has no {missing[0]!r}, which conditions the network: it has {sorted(batch)}')
-        return {name: batch[key] for name, key in cond.items()}
+        return condition_of(batch, cond)
 
     def data(batch):
-        image = batch['image']
-        if tuple(image.shape[1:]) != tuple(image_shape):
-            raise ValueError(f'images of shape {tuple(image.shape[1:])} for a model of image_shape '
-                             f'{tuple(image_shape)}; set data.options or transforms, or system.image_shape')
-        return bin_centres(image_to_level(image, levels), levels)
+        check_image(batch['image'], image_shape)
+        return bin_centres(image_to_level(batch['image'], levels), levels)
 
     def init(key, batch):
         given = {k: jnp.asarray(v)[:1] for k, v in condition(batch).items()}

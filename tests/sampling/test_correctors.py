@@ -23,9 +23,9 @@ from gen_jax.sampling import (
     sample,
 )
 from gen_jax.types import Point
-from tests.oracles import Playback, gaussian, gaussian_mixture
+from tests.oracles import Playback, PurposePlayback, gaussian, gaussian_mixture
 from tests.sampling.test_singlestep import PROCESSES, SPANS, degenerate, measure, one_of, switched
-from tests.sampling.test_stochastic import MAX_STEPS, Recorded, check, exact, levels, units, x64  # noqa: F401
+from tests.sampling.test_stochastic import MAX_STEPS, check, exact, levels, units, x64  # noqa: F401
 
 ONE = gaussian(dim=3)
 INNER = 2
@@ -92,7 +92,7 @@ def test_predictors_follow_the_exact_recursion(x64):  # noqa: F811
     def run(kind, which, rows):
         process = switched(kind)
         every = [reverse_diffusion(), reverse_diffusion(True), euler_maruyama(process), euler_maruyama(process, True)]
-        noise = Recorded({p: jnp.asarray(t) for p, t in tables.items()})
+        noise = PurposePlayback({p: jnp.asarray(t) for p, t in tables.items()})
         return sample(noise, ONE.denoise, one_of(which, every), jnp.asarray(x_T), rows).x
 
     for kind, (label, process) in enumerate(PROCESSES.items()):
@@ -111,7 +111,7 @@ def test_the_derivative_of_a_table(x64):  # noqa: F811
     t = jnp.arange(20.0, 1000.0)
     np.testing.assert_allclose(jax.vmap(lambda t: g(table, t) ** 2)(t), betas[20:], rtol=0.05)
     rows = grid(table, 1000, dtype=np.float64)
-    noise = Recorded({'z': jnp.asarray(np.random.default_rng(0).standard_normal((1000, 4, 3)))})
+    noise = PurposePlayback({'z': jnp.asarray(np.random.default_rng(0).standard_normal((1000, 4, 3)))})
     x = jnp.asarray(np.random.default_rng(1).standard_normal((4, 3)))
     run = jax.jit(lambda: [sample(noise, ONE.denoise, s, x, rows).x for s in (euler_maruyama(table),
                                                                               ddpm('fixed_large'))])
@@ -122,7 +122,7 @@ def test_the_derivative_of_a_table(x64):  # noqa: F811
 def test_ancestral_sampling_is_ddpm(x64):  # noqa: F811
     """Song et al. 2021, Eq. 4 (VP) is the large variance and Eq. 47 (VE) the small one."""
     x_T, tables = units()
-    noise = Recorded({p: jnp.asarray(t) for p, t in tables.items()})
+    noise = PurposePlayback({p: jnp.asarray(t) for p, t in tables.items()})
     for label, name, variance in (('vp', 'song_vp', 'fixed_large'), ('ve', 'song_ve', 'fixed_small')):
         rows = levels(PROCESSES[label])
         run = jax.jit(lambda rows, v=variance: sample(noise, ONE.denoise, ddpm(v), jnp.asarray(x_T), rows).x)
@@ -166,7 +166,7 @@ def test_langevin_is_algorithm_4():
     rows = jax.tree.map(lambda a: jnp.asarray(a[2]), grid(PROCESSES['vp'], 5))
     for per_example in (True, False):
         step = langevin(0.2, per_example).step
-        point = step(Recorded({'z': z[None]}, 0), lambda x, level: ONE.denoise(x, level),
+        point = step(PurposePlayback({'z': z[None]}, 0), lambda x, level: ONE.denoise(x, level),
                      Point(jnp.asarray(x), rows), None, ())[0]
         score = -exact(x, float(rows.alpha), float(rows.sigma))[1] / float(rows.sigma)
         norms = [np.linalg.norm(v, axis=1, keepdims=True) for v in (z, score)]
@@ -226,7 +226,7 @@ def test_degenerate_steps_are_finite():
     vp = PROCESSES['vp']
     every = [reverse_diffusion(), reverse_diffusion(True), euler_maruyama(vp), euler_maruyama(vp, True),
              chain(langevin(), ddpm()), chain(annealed_langevin(1e-9), ddpm()), chain(no_predictor(True), langevin())]
-    noise = Recorded({'z': jnp.ones((1, 2, 3))})
+    noise = PurposePlayback({'z': jnp.ones((1, 2, 3))})
     run = jax.jit(lambda which, x, rows: sample(noise, ONE.denoise, one_of(which, every), x, rows).x)
     for which in (0, 1):
         degenerate(lambda x, rows, w=which: run(w, x, rows))

@@ -1,8 +1,5 @@
 """Step-by-step parity with diffusers' DDPM and DDIM schedulers on recorded model outputs and noise."""
 
-import functools
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +7,15 @@ import numpy as np
 import pytest
 
 from gen_jax import diffusion
-from gen_jax.diffusion import guidance, parameterisation
+from gen_jax.diffusion import guidance
 from gen_jax.sampling import ddim, ddpm, grid, sample
 from tests.oracles import Playback
-
-PREDICTIONS = {'epsilon': parameterisation.eps(), 'sample': parameterisation.x0(), 'v_prediction': parameterisation.v()}
-MAX_STEPS = 50
+from tests.sampling.reference import MAX_STEPS, PREDICTIONS, process_of, recorded, relative
 
 
 @pytest.fixture(scope='module')
 def golden():
-    with np.load(Path(__file__).parents[1] / 'golden' / 'schedulers.npz') as file:
-        golden = dict(file)
-    golden['settings'] = json.loads(str(golden['settings']))
-    ends = np.cumsum([s['steps'] for s in golden['settings']])
-    for name in ('xs', 'xs32', 'times'):
-        for s, rows in zip(golden['settings'], np.split(golden[name], ends[:-1]), strict=True):
-            s[name] = rows
-    return golden
-
-
-@functools.cache
-def process_of(schedule):
-    betas = (0.00085, 0.012) if schedule == 'scaled_linear' else (1e-4, 0.02)
-    return diffusion.discrete_ddpm(schedule, *betas)
+    return recorded('schedulers', 'xs', 'xs32', 'times')
 
 
 def grid_of(s):
@@ -73,11 +55,6 @@ def runner(golden, make_solver):
         return np.asarray(xs)[:s['steps']]
 
     return run_setting
-
-
-def relative(ours, theirs):
-    """max|err| / max|x| of every step."""
-    return np.abs(ours - theirs).max((1, 2)) / np.abs(theirs).max((1, 2))
 
 
 @pytest.mark.parametrize('variance', ['fixed_small', 'fixed_large'])

@@ -1,8 +1,5 @@
 """Parity with diffusers in inversion and RePaint, step by step, and in dynamic thresholding and rescaled guidance."""
 
-import functools
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,32 +11,12 @@ from gen_jax.diffusion import guidance, parameterisation
 from gen_jax.sampling import ddim, ddim_inverse, grid, repaint, repaint_grid, reverse, sample, time_travel
 from gen_jax.types import Denoised, Level
 from tests.oracles import StepPlayback
-
-PREDICTIONS = {'epsilon': parameterisation.eps(), 'v_prediction': parameterisation.v(), 'sample': parameterisation.x0()}
-MAX_STEPS = 50
+from tests.sampling.reference import MAX_STEPS, PREDICTIONS, process_of, recorded, relative
 
 
 @pytest.fixture(scope='module')
 def golden():
-    with np.load(Path(__file__).parents[1] / 'golden' / 'editing.npz') as file:
-        golden = dict(file)
-    golden['settings'] = json.loads(str(golden['settings']))
-    ends = np.cumsum([s['steps'] for s in golden['settings']])[:-1]
-    for name in ('xs', 'times'):
-        for s, rows in zip(golden['settings'], np.split(golden[name], ends), strict=True):
-            s[name] = rows
-    return golden
-
-
-@functools.cache
-def process_of(schedule):
-    betas = (0.00085, 0.012) if schedule == 'scaled_linear' else (1e-4, 0.02)
-    return diffusion.discrete_ddpm(schedule, *betas)
-
-
-def relative(ours, theirs):
-    """max|err| / max|x| of every step."""
-    return np.abs(ours - theirs).max((1, 2)) / np.abs(theirs).max((1, 2))
+    return recorded('editing', 'xs', 'times')
 
 
 def test_inversion(golden):

@@ -2,42 +2,33 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import diffusion
-from gen_jax.diffusion import parameterisation
 from gen_jax.sampling import deis, dpm_solver_multistep, ipndm, lms, pndm, sample, unipc
 from gen_jax.types import Level, Process
 from tests.oracles import Playback
-
-PREDICTIONS = {'epsilon': parameterisation.eps(), 'sample': parameterisation.x0(), 'v_prediction': parameterisation.v()}
-MAX_STEPS = 50
+from tests.sampling.reference import MAX_STEPS, PREDICTIONS, process_of, recorded, relative
 
 
 @pytest.fixture(scope='module')
 def golden():
-    with np.load(Path(__file__).parents[1] / 'golden' / 'multistep.npz') as file:
-        golden = dict(file)
-    golden['settings'] = json.loads(str(golden['settings']))
-    ends = np.cumsum([s['steps'] for s in golden['settings']])
+    golden = recorded('multistep', 'xs')
     lengths = {s['grid']: s['steps'] + 1 for s in golden['settings']}
     grids = np.split(golden['grids'], np.cumsum([lengths[i] for i in range(len(lengths))])[:-1], axis=1)
-    for s, xs in zip(golden['settings'], np.split(golden['xs'], ends[:-1]), strict=True):
+    for s in golden['settings']:
         rows = np.pad(grids[s['grid']], ((0, 0), (0, MAX_STEPS - s['steps'])), mode='edge')
         index = np.arange(MAX_STEPS + 1)
-        s.update(xs=xs, rows=Level(*rows, index, np.full_like(index, s['steps'])))
+        s['rows'] = Level(*rows, index, np.full_like(index, s['steps']))
     return golden
 
 
 def table_of(schedule):
     """alpha and sigma of every index, [2, T]."""
-    betas = (0.00085, 0.012) if schedule == 'scaled_linear' else (1e-4, 0.02)
-    process, t = diffusion.discrete_ddpm(schedule, *betas), np.arange(1000)
+    process, t = process_of(schedule), np.arange(1000)
     return np.stack([process.alpha(t), process.sigma(t)])
 
 
@@ -69,11 +60,6 @@ def runner(golden, make, live=False):
         return np.asarray(xs)[:s['steps']]
 
     return run_setting
-
-
-def relative(ours, theirs):
-    """max|err| / max|x| of every step."""
-    return np.abs(ours - theirs).max((1, 2)) / np.abs(theirs).max((1, 2))
 
 
 def compare(golden, solver, make, live=False, ill=()):

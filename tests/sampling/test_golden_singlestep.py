@@ -4,8 +4,6 @@ The reference works on x / alpha; ours runs on the variance preserving process w
 levels in between are found through a process that the reference never saw.
 """
 
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,38 +11,22 @@ import numpy as np
 import pytest
 
 from gen_jax import diffusion, sampling
-from gen_jax.diffusion import parameterisation
 from gen_jax.sampling import chain, ddpm, dpm_solver_interleaved, euler, langevin, lcm, reverse_diffusion, sample
 from gen_jax.types import Level, Sampler
+from tests.oracles import PurposePlayback
+from tests.sampling.reference import MAX_STEPS, PREDICTIONS, recorded, relative
 
 VP = diffusion.vp()
-PREDICTIONS = {'epsilon': parameterisation.eps(), 'sample': parameterisation.x0(), 'v_prediction': parameterisation.v()}
-MAX_STEPS = 50
 X_OVER_ALPHA = ('euler_ancestral', 'dpm2', 'dpm2_ancestral', 'dpmpp_sde', 'churn')
-
-
-class Recorded:
-    """Recorded noise by purpose; step i draws row i, whatever the place in a chain."""
-
-    def __init__(self, tables, i=None):
-        self.tables, self.i = tables, i
-
-    def at(self, i):
-        return Recorded(self.tables, i if self.i is None else self.i)
-
-    def normal(self, purpose, x):
-        return self.tables[purpose][self.i]
 
 
 @pytest.fixture(scope='module')
 def golden():
-    with np.load(Path(__file__).parents[1] / 'golden' / 'singlestep.npz') as file:
-        golden = dict(file)
-    golden['settings'] = json.loads(str(golden['settings']))
-    sigmas, xs = golden['levels'][golden['sigmas']], golden['xs'].astype(np.float64)
+    golden = recorded('singlestep', 'xs')
+    sigmas = golden['levels'][golden['sigmas']]
     for s in golden['settings']:
         s['sigmas'], sigmas = np.split(sigmas, [s['steps'] + 1])
-        s['xs'], xs = np.split(xs, [s['steps']])
+        s['xs'] = s['xs'].astype(np.float64)
     return golden
 
 
@@ -83,7 +65,7 @@ def runner(golden, samplers, purposes=('z', 'z2', 'churn', 'langevin'), calls=1,
             return jax.lax.switch(which, [lambda s=s: s.step(noise, denoise, point, level, state) for s in made])
 
         sampler = made[0] if len(made) == 1 else Sampler(made[0].init, step)
-        return sample(Recorded(tables), denoise, sampler, x_T, rows, trace=lambda point: point.x)[1]
+        return sample(PurposePlayback(tables), denoise, sampler, x_T, rows, trace=lambda point: point.x)[1]
 
     def run_setting(s, which=0, option=0.0, alpha=None):
         rows = rows_of(s, alpha)
@@ -96,11 +78,6 @@ def runner(golden, samplers, purposes=('z', 'z2', 'churn', 'langevin'), calls=1,
         return xs / rows.alpha[1:s['steps'] + 1, None, None] if scaled else xs
 
     return run_setting
-
-
-def relative(ours, theirs):
-    """max|err| / max|x| of every step."""
-    return np.abs(ours - theirs).max((1, 2)) / np.abs(theirs).max((1, 2))
 
 
 @pytest.mark.parametrize('solver, calls', [('euler_ancestral', 1), ('dpm2', 2), ('dpm2_ancestral', 2),

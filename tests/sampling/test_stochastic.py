@@ -30,25 +30,12 @@ from gen_jax.sampling import (
     sample,
 )
 from gen_jax.types import Point
-from tests.oracles import gaussian, gaussian_mixture
+from tests.oracles import PurposePlayback, gaussian, gaussian_mixture
 from tests.sampling.test_singlestep import PROCESSES, degenerate, one_of, switched
 
 ONE = gaussian(dim=3)
 MAX_STEPS, PURPOSES = 8, ('z', 'z2')
 SOURCES = 3 * (1 + MAX_STEPS * len(PURPOSES))
-
-
-class Recorded:
-    """Noise by purpose [N, B, D]; step i draws row i, whatever the place in a chain."""
-
-    def __init__(self, tables, i=None):
-        self.tables, self.i = tables, i
-
-    def at(self, i):
-        return Recorded(self.tables, i if self.i is None else self.i)
-
-    def normal(self, purpose, x):
-        return self.tables[{'z2': 'z2'}.get(purpose, 'z')][self.i]
 
 
 def levels(process, steps=MAX_STEPS):
@@ -154,7 +141,7 @@ def test_moments_follow_the_exact_recursion(x64):
     def run(kind, which, eta, rows):
         process = switched(kind)
         every = [euler_ancestral(eta)] + [m(process, eta) for m in (dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde)]
-        noise = Recorded({p: jnp.asarray(t) for p, t in tables.items()})
+        noise = PurposePlayback({p: jnp.asarray(t) for p, t in tables.items()})
         return sample(noise, ONE.denoise, one_of(which, every), jnp.asarray(x_T), rows).x
 
     for kind, (label, process) in enumerate(PROCESSES.items()):
@@ -191,7 +178,7 @@ def test_churn_and_heun_are_algorithm_2_of_edm(x64):
 
     @jax.jit
     def run(kind, setting, rows):
-        noise = Recorded({p: jnp.asarray(t) for p, t in tables.items()})
+        noise = PurposePlayback({p: jnp.asarray(t) for p, t in tables.items()})
         return sample(noise, ONE.denoise, chain(churn(switched(kind), *setting), heun()),
                       jnp.asarray(x_T), rows).x
 
@@ -205,7 +192,7 @@ def test_churn_and_heun_are_algorithm_2_of_edm(x64):
 def test_churn_at_the_ends_of_a_table():
     """Beyond the last row of a table the noise grows and the network is told the last index; at the data x stays."""
     table = diffusion.discrete_ddpm()
-    rows, noise, x = grid(table, 4, 'trailing'), Recorded({'z': jnp.ones((1, 2, 3))}, 0), jnp.ones((2, 3))
+    rows, noise, x = grid(table, 4, 'trailing'), PurposePlayback({'z': jnp.ones((1, 2, 3))}, 0), jnp.ones((2, 3))
     first, data = (jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), rows) for i in (0, 4))
     up = churn(table, 0.4).step(noise, None, Point(x, first), None, ())[0]
     assert up.level.t == first.t == 999
@@ -218,7 +205,7 @@ def test_churn_at_the_ends_of_a_table():
 
 def test_eta_zero_is_the_deterministic_solver():
     x_T, process = jnp.asarray(units()[0][:4], jnp.float32) + 1.0, PROCESSES['vp']
-    rows, noise = grid(process, 5), Recorded({'z': jnp.ones((5, 4, 3)), 'z2': jnp.ones((5, 4, 3))})
+    rows, noise = grid(process, 5), PurposePlayback({'z': jnp.ones((5, 4, 3)), 'z2': jnp.ones((5, 4, 3))})
     run = jax.jit(lambda: [sample(noise, ONE.denoise, s, x_T, rows).x for s in (
         euler_ancestral(0.0), ddim(0.0), dpm2_ancestral(process, 0.0), dpm2(process),
         dpmpp_2s_ancestral(process, 0.0), dpmpp_2s(process), dpmpp_sde(process, 0.0), dpmpp_2s(process))])
@@ -235,7 +222,7 @@ def test_learned_variance(x64):
     def denoise(x, level, cond):
         return ONE.denoise(x, level)._replace(log_var=jnp.broadcast_to(jnp.asarray(v), x.shape))
 
-    run = jax.jit(lambda rows: sample(Recorded({'z': jnp.asarray(tables['z'])}), denoise,
+    run = jax.jit(lambda rows: sample(PurposePlayback({'z': jnp.asarray(tables['z'])}), denoise,
                                       ddpm('learned'), jnp.asarray(x_T), rows).x)
     for label, process in PROCESSES.items():
         rows = levels(process)
@@ -254,7 +241,7 @@ def test_lcm(x64):
     """Song et al. 2023, Algorithm 1 (x0 + sqrt(sigma^2 - eps^2) z), and LCM's boundary condition."""
     x_T, tables = units()
     every = (lcm(), lcm(sigma_min=0.02), lcm(True, 10.0, 0.5))
-    run = jax.jit(lambda which, rows: sample(Recorded({'z': jnp.asarray(tables['z'])}), ONE.denoise,
+    run = jax.jit(lambda which, rows: sample(PurposePlayback({'z': jnp.asarray(tables['z'])}), ONE.denoise,
                                              one_of(which, every), jnp.asarray(x_T), rows).x)
     for label, process in PROCESSES.items():
         rows = levels(process)
@@ -288,7 +275,7 @@ def test_degenerate_steps_are_finite():
     vp = PROCESSES['vp']
     every = [euler_ancestral(), dpm2_ancestral(vp), dpmpp_2s_ancestral(vp, 0.5), dpmpp_sde(vp), ddpm('learned'),
              chain(churn(vp, 2.0), heun())]
-    noise = Recorded({'z': jnp.ones((1, 2, 3)), 'z2': jnp.ones((1, 2, 3))})
+    noise = PurposePlayback({'z': jnp.ones((1, 2, 3)), 'z2': jnp.ones((1, 2, 3))})
     denoise = lambda x, level, cond: ONE.denoise(x, level)._replace(log_var=0 * x + 0.5)  # noqa: E731
     run = jax.jit(lambda which, x, rows: sample(noise, denoise, one_of(which, every), x, rows).x)
     for which in range(len(every) - 1):
@@ -314,4 +301,4 @@ def test_bad_input(call, match):
 def test_learned_variance_needs_log_var():
     rows, x = grid(PROCESSES['vp'], 2), jnp.ones((2, 3))
     with pytest.raises(ValueError, match="'learned'.*fixed_small"):
-        sample(Recorded({'z': jnp.ones((2, 2, 3))}), ONE.denoise, ddpm('learned'), x, rows)
+        sample(PurposePlayback({'z': jnp.ones((2, 2, 3))}), ONE.denoise, ddpm('learned'), x, rows)

@@ -18,11 +18,11 @@ TABLE = np.random.default_rng(0).standard_normal((40, 2, 3)).astype(np.float32)
 COLLECTIVES = ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute')
 
 
-class Calls(Playback):
-    """Recorded noise that also answers `uniform`, and falls to one row for inner loops."""
+class Cycle(Playback):
+    """Recorded noise that begins again at its end, for inner loops longer than it."""
 
     def at(self, i):
-        return Calls(self.table, i % len(self.table))
+        return Cycle(self.table, i % len(self.table))
 
 
 def make(name):
@@ -44,7 +44,7 @@ def test_jit_vmap_bfloat16_and_chain(name):
 
         def one(x):
             sampler = chain(make(name), replace_known(known, jnp.asarray([[1.0, 0.0, 0.0]])))
-            return sample(Calls(jnp.asarray(TABLE)), ONE.denoise, sampler, x, rows).x
+            return sample(Cycle(jnp.asarray(TABLE)), ONE.denoise, sampler, x, rows).x
 
         return jax.vmap(one)(x), jnp.stack([one(x[0]), one(x[1])])
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -178,6 +179,30 @@ def test_guidance_needs_an_unconditional_branch():
         system(solver='heun', settings={'eta': 0.5})
     # A default of one solver is no error of another, chosen while sampling.
     system(solver='ddim', settings={'eta': 0.5}).predict['generate'].options(solver='heun')
+
+
+def test_every_default_of_the_system_is_a_default_of_sampling():
+    """Whatever system.settings names is as if it were asked for, until something else is."""
+    named = {'steps': 3, 'spacing': 'karras', 'corrector': 'langevin', 'corrector_steps': 2, 'guidance_scale': 2.0,
+             'guidance_rescale': 0.5, 'guidance_sigma_lo': 0.1, 'guidance_sigma_hi': 5.0, 'threshold': 'dynamic',
+             'percentile': 0.9, 'eta': 0.3, 'rho': 5.0, 'snr': 0.1}
+    asked = system().predict['generate'].options(**named)
+    steps, spacing = named.pop('steps'), named.pop('spacing')
+    s = system(steps=steps, spacing=spacing, settings=named)
+    chex.assert_trees_all_equal(s.predict['generate'].options(), asked)
+    assert s.predict['generate'].options(threshold='static')['threshold'].keys() == {'static'}
+    assert s.predict['generate'].options(corrector='none')['repeat'].keys() == {'2'}
+    assert s.predict['generate'].options(eta=0.9)['sampler'] != asked['sampler']
+
+
+def test_what_can_be_reconstructed():
+    s = system(solver='ddpm').predict
+    s['encode'].options()  # the way back has a solver of its own
+    for settings in ({}, {'solver': 'ddim', 'corrector': 'langevin'}, {'solver': 'ddim', 'eta': 0.1},
+                     {'solver': 'dpm_solver_multistep', 'algorithm_type': 'sde-dpmsolver++'}):
+        with pytest.raises(ValueError, match='draws noise'):
+            s['reconstruct'].options(**settings)
+    s['reconstruct'].options(solver='dpm_solver_multistep')
 
 
 def test_editing_keeps_what_it_should():

@@ -14,11 +14,11 @@ from gen_jax import sampling
 from gen_jax.diffusion.learned import learned
 from gen_jax.diffusion.process import half_log_snr, level_at
 from gen_jax.engine.update import init_state, make_update
-from gen_jax.losses.reconstruction import level_to_image
+from gen_jax.losses.reconstruction import bin_centres, level_to_image, nearest_level
 from gen_jax.models import VDM, vdm_tiny
 from gen_jax.nn.monotone import MonotoneMLP
 from gen_jax.rng import example_keys
-from gen_jax.systems.vdm import bin_centres, nearest_level, vdm
+from gen_jax.systems.vdm import vdm
 from gen_jax.types import Denoised, Point, Variables
 from tests.golden.make_vdm import CASES, COMMON, STEP, STEPS, inputs
 from tests.models.test_vdm import GOLDEN, drawn

@@ -1,0 +1,27 @@
+"""What systems ask of a batch, with one wording for what is missing."""
+
+from collections.abc import Mapping, Sequence
+
+from gen_jax.types import Batch, Cond
+
+__all__ = ['check_image', 'condition_of']
+
+
+def condition_of(batch: Batch, cond: Mapping[str, str]) -> Cond:
+    """{network keyword: batch[key]} for cond = {network keyword: batch key}.
+
+    Raises:
+        ValueError: a key that the batch lacks.
+    """
+    missing = [key for key in cond.values() if key not in batch]
+    if missing:
+        raise ValueError(f'the batch has no {missing[0]!r}, which conditions the network: it has {sorted(batch)}; '
+                         'use a source with labels, or a system without cond')
+    return {name: batch[key] for name, key in cond.items()}
+
+
+def check_image(image, image_shape: Sequence[int]) -> None:
+    """Refuses images [B, H, W, C] of another (H, W, C) with a ValueError."""
+    if tuple(image.shape[1:]) != tuple(image_shape):
+        raise ValueError(f'images of shape {tuple(image.shape[1:])} for a model of image_shape {tuple(image_shape)}; '
+                         'set data.options or transforms, or system.image_shape')
