@@ -16,6 +16,7 @@ ARROWS = {
     'pipelines': {'models', 'diffusion', 'sampling', 'interop', 'tokenizers'},
     'build': {'config', 'names', 'trees', 'nn', 'models', 'diffusion', 'sampling', 'losses', 'tokenizers', 'systems',
               'data', 'metrics', 'engine', 'interop', 'pipelines'},
+    'sweeps': {'config', 'names', 'engine'}, 'report': {'config', 'names', 'engine'},
     '__init__': {'build'},
 }
 ARROWS['cli'] = {k for k in ARROWS if k != '__init__'}
