@@ -46,10 +46,10 @@ def test_clip_on_shapes(tmp_path):
 def test_diffusion_literature_on_digits(method, tmp_path):
     scores = trained(f'digits_methods:{method}', tmp_path)
     generated = scores['generate']
-    # Real training digits are at 0.99, five of each class repeated at 3.45; measured here: 0.95 to 0.99 and 0.96 to 1.3.
+    # Real training digits are at 0.99, five of each class repeated at 3.45; ours: 0.95 to 0.99, and 0.96 to 1.3.
     assert generated['accuracy'] >= 0.93 and generated['frechet'] <= 1.8
     assert generated['nearest_train'] > 0.8 * generated['nearest_train_heldout']
-    # Bits of dequantised grey levels by the flow (1.8 to 1.9), of grey levels by the bound (2.9); the uniform code: 4.09.
+    # Dequantised grey levels by the flow: 1.8 to 1.9; grey levels by the bound: 2.9; the uniform code: 4.09.
     assert scores['bits']['bits_per_dim'] <= (3.1 if method == 'iddpm' else 2.1)
 
 

@@ -208,7 +208,8 @@ def test_eta_zero_is_the_deterministic_solver():
     rows, noise = grid(process, 5), PurposePlayback({'z': jnp.ones((5, 4, 3)), 'z2': jnp.ones((5, 4, 3))})
     run = jax.jit(lambda: [sample(noise, ONE.denoise, s, x_T, rows).x for s in (
         euler_ancestral(0.0), ddim(0.0), dpm2_ancestral(process, 0.0), dpm2(process),
-        dpmpp_2s_ancestral(process, 0.0), dpmpp_2s(process), dpmpp_sde(process, 0.0), dpmpp_2s(process))])
+        dpmpp_2s_ancestral(process, 0.0), dpmpp_2s(process), dpmpp_sde(process, 0.0), dpmpp_2s(process),
+        dpmpp_sde(process, 0.0, r=0.3), dpmpp_2s(process, 0.3))])
     out = run()
     for ours, theirs in zip(out[::2], out[1::2], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
