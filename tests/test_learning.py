@@ -60,4 +60,4 @@ def test_ncsn_on_digits(tmp_path):
 
 def test_vdm_on_digits(tmp_path):
     scores = trained('vdm:digits', tmp_path)
-    assert scores['bits']['bits_per_dim'] <= 2.1 and scores['generate']['frechet'] <= 2.5
+    assert scores['bits']['bits_per_dim'] <= 2.1 and scores['generate']['frechet'] <= 3.0
