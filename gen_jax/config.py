@@ -20,8 +20,8 @@ from ml_collections import ConfigDict, config_dict
 
 from gen_jax.names import NAMESPACES, ConfigError, choices, lookup, make
 
-__all__ = ['NAMESPACES', 'ConfigError', 'base_config', 'parse_arg', 'shrink', 'load_config', 'apply_overrides', 'make',
-           'lookup', 'flatten', 'differences', 'to_json', 'from_json', 'complete', 'config_names', 'placeholder',
+__all__ = ['NAMESPACES', 'ConfigError', 'base_config', 'parse_arg', 'shrink', 'load_config', 'load_module', 'blaming',
+           'apply_overrides', 'make', 'lookup', 'flatten', 'differences', 'to_json', 'from_json', 'complete', 'config_names', 'placeholder',
            'mutable_on_resume']
 
 placeholder = config_dict.placeholder
@@ -168,6 +168,19 @@ def load_config(spec: str) -> ConfigDict:
         ConfigError: if there is no such config; the message lists the names that exist.
     """
     name, _, arg = spec.partition(':')
+    path, module = load_module(name)
+    with blaming(path):
+        config = module.get_config(arg)
+    config.lock()
+    return config
+
+
+def load_module(name: str) -> tuple[Path, Any]:
+    """(path, module) of a config 'NAME' or 'path/to/file.py', freshly executed.
+
+    Raises:
+        ConfigError: if there is no such config, or its file fails or defines no get_config.
+    """
     path = Path(name) if name.endswith('.py') else config_names().get(name)
     if path is None or not path.is_file():
         kind = 'file' if name.endswith('.py') else 'config'
@@ -177,17 +190,22 @@ def load_config(spec: str) -> ConfigDict:
     module = importlib.util.module_from_spec(module_spec)
     if str(path.parent.resolve()) not in sys.path:  # modules beside a config file can be named in it
         sys.path.append(str(path.parent.resolve()))
-    try:
+    with blaming(path):
         module_spec.loader.exec_module(module)
         if not hasattr(module, 'get_config'):
             raise ConfigError('it defines no get_config(arg)')
-        config = module.get_config(arg)
-    except Exception as e:  # whatever a user's file raises
+    return path, module
+
+
+@contextlib.contextmanager
+def blaming(path: Path):
+    """Turns whatever a user's config file raises into a ConfigError that names the file and the line."""
+    try:
+        yield
+    except Exception as e:
         where = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         what = str(e) if isinstance(e, ConfigError) else f'{type(e).__name__}: {e}'
         raise ConfigError(f'config {path}' + (f', line {where[-1]}' if where else '') + f': {what}') from e
-    config.lock()
-    return config
 
 
 def apply_overrides(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
