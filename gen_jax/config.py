@@ -21,8 +21,8 @@ from ml_collections import ConfigDict, config_dict
 from gen_jax.names import NAMESPACES, ConfigError, choices, lookup, make
 
 __all__ = ['NAMESPACES', 'ConfigError', 'base_config', 'parse_arg', 'shrink', 'load_config', 'load_module', 'blaming',
-           'apply_overrides', 'make', 'lookup', 'flatten', 'differences', 'to_json', 'from_json', 'complete', 'config_names', 'placeholder',
-           'mutable_on_resume']
+           'apply_overrides', 'make', 'lookup', 'flatten', 'differences', 'to_json', 'from_json', 'complete',
+           'config_names', 'placeholder', 'mutable_on_resume']
 
 placeholder = config_dict.placeholder
 
