@@ -15,8 +15,9 @@ from gen_jax.config import ConfigError, make
 from gen_jax.data import fingerprint as fingerprint_lib
 from gen_jax.data import pipeline
 from gen_jax.data.sources import open_source
+from gen_jax.engine import images
 from gen_jax.engine.checkpoint import CheckpointError, Checkpoints
-from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, options_of
+from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, options_of, recipe
 from gen_jax.engine.optim import make_optimizer, make_schedule
 from gen_jax.engine.sharding import make_mesh
 from gen_jax.engine.train import Run
@@ -167,7 +168,7 @@ def make_evaluator(config, system: System, name: str, spec: Mapping) -> Evaluato
         return pipeline.eval_batches(source, batch_size=size, transforms=transforms, limit=s['n'],
                                      ledger=ledger)
 
-    return Evaluator(s['predict'], batches, _metrics(s['metrics'], context), settings, s['seed'], ema,
+    return Evaluator(s['predict'], batches, _metrics(s['metrics'], context), settings, s['seed'], ema, s['split'],
                      s['every_steps'])
 
 
@@ -301,13 +302,32 @@ class Loaded(NamedTuple):
         made = made if made.ndim == 5 else np.stack([batch['image'], made], 1)
         return {'image': made, **({'label': batch['label']} if 'label' in batch else {})}
 
-    def evaluate(self, name: str) -> dict[str, float]:
-        """One entry of config.evaluate."""
+    def evaluate(self, name: str, picture: Path | None = None) -> dict[str, Any]:
+        """One entry of config.evaluate: its metrics, and 'recipe', what they depend on besides the weights.
+
+        Args:
+            picture: a PNG of the first images that the predict makes, up to 20, is written there; 'pictures' in the
+                result is its name. Image k depends on (seed, k), so the pictures of two runs show the same noise.
+        """
         if name not in self.config.evaluate:
             raise ConfigError(f'the config evaluates {sorted(self.config.evaluate)}, not {name!r}')
         evaluator = make_evaluator(self.config, self.predictor.system, name, self.config.evaluate[name])
-        variables = variables_of(self.state, self.ema if self.ema is not None else evaluator.ema)
-        return evaluate(evaluator, self.predictor, variables, self.workdir / 'corrupt-evaluation.jsonl')
+        evaluator = evaluator._replace(ema=self.ema if self.ema is not None else evaluator.ema)
+        seen = []
+
+        def watch(outputs):
+            made = outputs.get('image')
+            if made is not None and made.ndim == 4 and made.shape[-1] in (1, 3) and sum(map(len, seen)) < 20:
+                seen.append(made[:20])
+
+        found = evaluate(evaluator, self.predictor, variables_of(self.state, evaluator.ema),
+                         self.workdir / 'corrupt-evaluation.jsonl', watch)
+        found['recipe'] = {**recipe(evaluator, self.predictor.system), 'step': self.step}
+        if picture and seen:
+            images.save_png(picture, images.grid(images.to_uint8(np.concatenate(seen)[:20]), columns=10,
+                                                 scale=None))
+            found['pictures'] = picture.name
+        return found
 
 
 def load(workdir, step: int | None = None, ema: str | None = None, overrides=()) -> Loaded:

@@ -155,6 +155,8 @@ class Predict(NamedTuple):
     """Keys of the batch that a generating predict is conditioned on, for instance ('label',)."""
     check: Callable[[Mapping[str, Any]], None] = lambda outputs: None
     """outputs as host arrays -> None; raises ValueError for results that must not be used (no convergence)."""
+    defaults: Mapping[str, Any] = {}
+    """What settings that are not given stand for (solver, steps ...), for the recipe beside a metric."""
 
 
 class System(NamedTuple):

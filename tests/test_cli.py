@@ -86,6 +86,12 @@ def test_evaluate_writes_json(workdir, tmp_path):
     assert main(['evaluate', '--workdir', str(workdir), '--only', 'guided', '--out', str(out)]) == 0
     scores = json.loads(out.read_text())
     assert scores['step'] == 2 and 0 <= scores['guided']['accuracy'] <= 1 and scores['guided']['frechet'] > 5
+    # What the numbers depend on: settings that were given, and those that the system stands for.
+    recipe = scores['guided']['recipe']
+    assert (recipe['predict'], recipe['split'], recipe['ema'], recipe['seed']) == ('generate', 'test', 'slow', 0)
+    assert recipe['settings'] == {'solver': 'ddim', 'steps': 2, 'guidance_scale': 2.0}
+    from PIL import Image
+    assert Image.open(tmp_path / scores['guided']['pictures']).size == (10 * 49 + 1, 2 * 49 + 1)
 
 
 def test_workdir_tells_what_made_it(workdir):

@@ -22,17 +22,22 @@ def run(argv) -> int:
         return fail('gen-jax evaluate: needs --workdir DIR, a run made by gen-jax train')
     prepare_jax()
     from gen_jax.build import load
-    from gen_jax.engine.files import write_text
     loaded = load(args.workdir, step=args.step, ema=args.ema, overrides=overrides)
     names = args.only.split(',') if args.only else list(loaded.config.evaluate)
+    path = Path(args.out) if args.out else Path(args.workdir) / 'evaluation.json'
+    score(loaded, names, path)
+    print(f'step {loaded.step}, written to {path}')
+    return 0
+
+
+def score(loaded, names, path: Path) -> None:
+    """Evaluates those entries of the config, prints them, and writes PATH (JSON) and PATH's stem-NAME.png."""
+    from gen_jax.engine.files import write_text
     results = {}
     for name in names:
         began = time.perf_counter()
-        results[name] = loaded.evaluate(name)
+        results[name] = loaded.evaluate(name, path.with_name(f'{path.stem}-{name}.png'))
         print(f'{name} ({time.perf_counter() - began:.1f} s)')
         for key, value in results[name].items():
             print(f'  {key:36}{value:.5g}' if isinstance(value, (int, float)) else f'  {key:36}{value}')
-    path = Path(args.out) if args.out else Path(args.workdir) / 'evaluation.json'
     write_text(path, json.dumps({'step': loaded.step, **results}, indent=1, default=float))
-    print(f'step {loaded.step}, written to {path}')
-    return 0

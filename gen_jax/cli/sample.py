@@ -73,7 +73,7 @@ def run(argv) -> int:
         out = loaded.sample(args.n, labels, args.seed, args.batch_size, **settings)
         pictures = out['image']
     path = Path(args.out) if args.out else Path(args.workdir) / 'generated'
-    picture = grid(pictures, columns=columns or min(10, len(pictures)), scale=max(1, 48 // max(pictures.shape[1:3])))
+    picture = grid(pictures, columns=columns or min(10, len(pictures)), scale=None)
     save_npz(path.with_name(path.name + '.npz'), out)
     save_png(path.with_name(path.name + '.png'), picture)
     print(f'{len(pictures)} pictures of step {loaded.step}: {path}.png and {path}.npz')

@@ -16,7 +16,7 @@ from gen_jax.engine.update import prepare
 from gen_jax.rng import example_keys
 from gen_jax.types import Metric, Predict, System, Variables
 
-__all__ = ['Predictor', 'Evaluator', 'evaluate', 'numeric', 'options_of']
+__all__ = ['Predictor', 'Evaluator', 'evaluate', 'numeric', 'options_of', 'recipe']
 
 
 def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -99,15 +99,25 @@ class Evaluator(NamedTuple):
     settings: Mapping[str, Any]
     seed: int
     ema: str | None
-    every_steps: int | None
+    split: str
+    every_steps: int | None = None
     """In training: every so many steps and at the end; None: at the end only; 0: never (gen-jax evaluate does it)."""
 
 
-def evaluate(evaluator: Evaluator, predictor: Predictor, variables: Variables, ledger=None) -> dict[str, float]:
+def recipe(evaluator: Evaluator, system: System) -> dict[str, Any]:
+    """What its numbers depend on besides the weights: predict, its settings with their defaults, split, EMA, seed."""
+    defaults = find_predict(system, evaluator.predict).defaults
+    return {'predict': evaluator.predict, 'split': evaluator.split, 'ema': evaluator.ema, 'seed': evaluator.seed,
+            'settings': {k: v for k, v in {**defaults, **evaluator.settings}.items() if v is not None}}
+
+
+def evaluate(evaluator: Evaluator, predictor: Predictor, variables: Variables, ledger=None,
+             watch: Callable[[Mapping[str, np.ndarray]], None] = lambda rows: None) -> dict[str, float]:
     """Runs one evaluator. Outputs take precedence over batch entries of the same name.
 
     Args:
         ledger: where corrupt items of the evaluation data are named.
+        watch: is shown the outputs of every chunk, rows that count only.
 
     Raises:
         ValueError: two metrics that return the same name.
@@ -117,7 +127,9 @@ def evaluate(evaluator: Evaluator, predictor: Predictor, variables: Variables, l
     for out, batch in predictor.stream(evaluator.predict, variables, seed=evaluator.seed,
                                        batches=evaluator.batches(ledger), options=options):
         valid = np.asarray(batch.get('valid', np.ones(len(next(iter(out.values()))), bool)))
-        joined = {k: np.asarray(v)[valid] for k, v in {**batch, **out}.items() if k != 'valid'}
+        out = {k: v[valid] for k, v in out.items()}
+        joined = {**{k: np.asarray(v)[valid] for k, v in batch.items() if k not in (*out, 'valid')}, **out}
+        watch(out)
         states = {k: evaluator.metrics[k].update(s, joined) for k, s in states.items()}
     results = {}
     for k, m in evaluator.metrics.items():

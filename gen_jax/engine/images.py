@@ -29,14 +29,14 @@ def to_uint8(images) -> np.ndarray:
     return np.rint((np.clip(values, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
-def grid(images, columns: int | None = None, scale: int = 1, pad: int = 1, fill: int = 0,
+def grid(images, columns: int | None = None, scale: int | None = 1, pad: int = 1, fill: int = 0,
          rows: Sequence[str] | None = None) -> np.ndarray:
     """Tiles images row by row, image k at row k // columns.
 
     Args:
         images: uint8 [N, H, W, C], C 1 (grey) or 3 (RGB); `to_uint8` converts floats.
         columns: images per row; default: the squarest grid.
-        scale: every pixel becomes scale x scale of them.
+        scale: every pixel becomes scale x scale of them; None: as many as bring small images to about 48 pixels.
         pad: width of the lines between and around the images, in final pixels.
         fill: grey level of the lines, of the missing images of the last row and behind the labels.
         rows: labels, one per row, drawn at the left.
@@ -52,6 +52,7 @@ def grid(images, columns: int | None = None, scale: int = 1, pad: int = 1, fill:
     if n == 0:
         raise ValueError('no images: a grid needs at least one')
     columns = int(np.ceil(np.sqrt(n))) if columns is None else columns
+    scale = max(1, 48 // max(height, width)) if scale is None else scale
     for name, value, least in (('columns', columns, 1), ('scale', scale, 1), ('pad', pad, 0)):
         if value < least:
             raise ValueError(f'{name}={value}: must be at least {least}')

@@ -330,6 +330,4 @@ def sample_grid(run: Run, predictor: Predictor, variables) -> np.ndarray:
     options = predictor.options(sampler.predict, sampler.settings)
     images = [out['image'][batch['valid']] for out, batch in predictor.stream(
         sampler.predict, variables, seed=sampler.seed, batches=sampler.batches(None), options=options)]
-    images = to_uint8(np.concatenate(images))
-    scale = max(1, 48 // max(images.shape[1:3]))
-    return grid(images, columns=run.config.sample.columns, scale=scale)
+    return grid(to_uint8(np.concatenate(images)), columns=run.config.sample.columns, scale=None)

@@ -343,10 +343,11 @@ def predicts(model: Trained) -> dict[str, Predict]:
         return {'guidance': found['guidance'], 'threshold': found['threshold'], 'tol': jnp.float32(tol),
                 'max_nfe': jnp.int32(max_nfe)}
 
-    return {'generate': Predict(generate, options, reads),
-            'edit': Predict(edit, edit_options),
-            'reconstruct': Predict(reconstruct, reconstruct_options),
-            'encode': Predict(encode, encode_options),
-            'interpolate': Predict(interpolate, interpolate_options, reads),
-            'inpaint': Predict(inpaint, inpaint_options, check=check_range),
-            'generate_ode': Predict(generate_ode, ode_options, reads, check)}
+    sampled = {'generate': Predict(generate, options, reads),
+               'edit': Predict(edit, edit_options),
+               'reconstruct': Predict(reconstruct, reconstruct_options),
+               'encode': Predict(encode, encode_options),
+               'interpolate': Predict(interpolate, interpolate_options, reads),
+               'inpaint': Predict(inpaint, inpaint_options, check=check_range)}
+    sampled = {name: use._replace(defaults=model.settings) for name, use in sampled.items()}
+    return {**sampled, 'generate_ode': Predict(generate_ode, ode_options, reads, check)}

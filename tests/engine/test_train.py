@@ -95,7 +95,7 @@ def scores(values):
     """An evaluator that returns the next of `values` each time."""
     rest = iter(values)
     metric = Metric(lambda: None, lambda s, out: None, lambda a, b: None, lambda s: {'score': next(rest)})
-    return Evaluator('double', lambda ledger=None: [batch()], {'m': metric}, {}, 0, '', 2)
+    return Evaluator('double', lambda ledger=None: [batch()], {'m': metric}, {}, 0, '', 'test', 2)
 
 
 def test_best_checkpoint_is_kept_whatever_comes_after(tmp_path):
