@@ -130,13 +130,12 @@ def _label_batches(n: int, batch_size: int, classes: int, labels, conditional: b
 def make_evaluator(config, system: System, name: str, spec: Mapping) -> Evaluator:
     """An Evaluator from one entry of config.evaluate (or config.sample)."""
     spec, where = _tuples(_plain(spec)), name if name == 'sample' else f'evaluate.{name}'
-    known = {'predict': '', 'metrics': (), 'n': None, 'batch_size': 256, 'settings': {}, 'seed': 0, 'ema': None,
-             'every_steps': None, 'labels': 'balanced', 'split': config.data.eval_split, 'on': 'data', 'columns': 10,
-             'data_options': {}}
-    unknown = set(spec) - set(known)
+    unknown = set(spec) - set(config_lib.EVALUATION)
     if unknown:
-        raise ConfigError(f'{where} has no setting {sorted(unknown)[0]!r}: choose from {", ".join(known)}')
-    s = {**known, **spec}
+        raise ConfigError(f'{where} has no setting {sorted(unknown)[0]!r}: choose from '
+                          f'{", ".join(config_lib.EVALUATION)}')
+    s = {**config_lib.EVALUATION, **spec}
+    s['split'] = s['split'] or config.data.eval_split
     ema = s['ema'] if s['ema'] is not None else next(iter(config.train.ema), None)
     split_config = config
     if s['data_options']:

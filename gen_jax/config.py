@@ -20,9 +20,9 @@ from ml_collections import ConfigDict, config_dict
 
 from gen_jax.names import NAMESPACES, ConfigError, choices, lookup, make
 
-__all__ = ['NAMESPACES', 'ConfigError', 'base_config', 'parse_arg', 'shrink', 'load_config', 'load_module', 'blaming',
-           'apply_overrides', 'make', 'lookup', 'flatten', 'differences', 'to_json', 'from_json', 'complete',
-           'config_names', 'placeholder', 'mutable_on_resume']
+__all__ = ['EVALUATION', 'FREE_FORM', 'NAMESPACES', 'ConfigError', 'base_config', 'parse_arg', 'shrink', 'load_config',
+           'load_module', 'blaming', 'apply_overrides', 'make', 'lookup', 'flatten', 'differences', 'to_json',
+           'from_json', 'complete', 'config_names', 'placeholder', 'mutable_on_resume']
 
 placeholder = config_dict.placeholder
 
@@ -316,6 +316,10 @@ def from_json(text: str) -> ConfigDict:
         raise ConfigError(f'a saved config cannot be read ({e}); if its checkpoints are intact, delete config.json: '
                           'the newest checkpoint holds a copy') from None
 
+
+EVALUATION = {'predict': '', 'metrics': (), 'n': None, 'batch_size': 256, 'settings': {}, 'seed': 0, 'ema': None,
+              'every_steps': None, 'labels': 'balanced', 'split': '', 'on': 'data', 'columns': 10, 'data_options': {}}
+"""What an entry of config.evaluate may say, and what holds where it says nothing; an empty split is data.eval_split."""
 
 FREE_FORM = ('system', 'data.options', 'optim.per', 'train.ema', 'sample.settings', 'evaluate')
 
