@@ -8,6 +8,7 @@ COMMANDS = {
     'train': 'train a config, or resume it',
     'sample': 'generate pictures from a trained run (PNG and NPZ)',
     'evaluate': 'score a trained run with the metrics of its config',
+    'sweep': 'do, list or print the runs of a sweep in a config',
     'list': 'the configs, systems, models, solvers and metrics that there are',
 }
 
