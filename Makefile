@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test test-slow lint golden reference clean
+.PHONY: demo test test-slow test-browser lint golden reference clean
 
 demo: $(VENV)/.demo
 	@bash experiments/demo.sh $(BIN) $(DEMO)
@@ -14,6 +14,11 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow -q
+
+# A report in headless Chromium; needs Debian's packages chromium and chromium-driver.
+test-browser: $(VENV)/.test
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser -q tests/browser
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
