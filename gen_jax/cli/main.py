@@ -9,6 +9,8 @@ COMMANDS = {
     'sample': 'generate pictures from a trained run (PNG and NPZ)',
     'evaluate': 'score a trained run with the metrics of its config',
     'sweep': 'do, list or print the runs of a sweep in a config',
+    'report': 'runs beside each other: one HTML page, CSV and Markdown',
+    'diff': 'the settings in which two runs or configs differ',
     'list': 'the configs, systems, models, solvers and metrics that there are',
 }
 
