@@ -9,7 +9,7 @@ from flax import jax_utils
 from jax.sharding import Mesh
 
 from gen_jax.engine import sharding
-from gen_jax.engine.update import make_update
+from gen_jax.engine.update import make_update, seed_words
 from gen_jax.types import System
 
 __all__ = ['Runner', 'make_runner']
@@ -53,26 +53,29 @@ def make_runner(system: System, config, ema) -> Runner:
         raise ValueError('train.sharding is for train.parallel=jit: pmap holds the whole state on every device')
     kind = jax.devices()[0].device_kind
     rules = tuple(config.train.sharding)
+    root = seed_words(config.seed)
     common = {'seed': config.seed, 'ema': ema, 'accumulate': accumulate}
     if mode == 'jit':
-        def jitted(state, batch):  # the output keeps the input's sharding, or the second call would recompile
-            new, metrics = update(state, batch)
+        def step(state, batch, root):  # the output keeps the input's sharding, or the second call would recompile
+            new, metrics = update(state, batch, root)
             shardings = sharding.state_sharding(mesh, new, rules)
             return jax.lax.with_sharding_constraint(new, shardings), metrics
 
         update = make_update(system, **common)
         shape = ' x '.join(f'{k} {v}' for k, v in mesh.shape.items() if v > 1) or 'one device'
+        jitted = jax.jit(step, donate_argnums=0)
         return Runner(
-            mesh, jax.jit(jitted, donate_argnums=0), lambda s: sharding.put_state(s, mesh, rules),
+            mesh, lambda state, batch: jitted(state, batch, root), lambda s: sharding.put_state(s, mesh, rules),
             lambda b: sharding.put_batch(b, mesh), lambda s: s,
             lambda target: sharding.state_sharding(mesh, target, rules), f'jit over {shape} ({kind})')
     if jax.process_count() > 1 and jax.local_device_count() * jax.process_count() != jax.device_count():
         raise ValueError('train.parallel=pmap needs the same number of devices in every process')
     local = jax.local_device_count()
-    update = jax.pmap(make_update(system, **common, axis_name='batch'), axis_name='batch', donate_argnums=0)
+    update = jax.pmap(make_update(system, **common, axis_name='batch'), axis_name='batch', in_axes=(0, 0, None),
+                      donate_argnums=0)
 
     def run(state, batch):
-        state, metrics = update(state, batch)
+        state, metrics = update(state, batch, root)
         return state, jax.tree.map(lambda x: x[0], metrics)
 
     return Runner(

@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gen_jax import trees
 from gen_jax.rng import Noise, example_keys, purpose_id
 from gen_jax.types import Objective, System, TrainState, Variables
 
-__all__ = ['init_state', 'make_update', 'variables_of', 'prepare']
+__all__ = ['init_state', 'make_update', 'seed_words', 'variables_of', 'prepare']
 
 
 def prepare(batch: Mapping) -> dict:
@@ -87,13 +88,21 @@ def variables_of(state: TrainState, ema: str | None = None) -> Variables:
     return Variables({**state.params, **average['params']}, {**state.extra, **average['extra']}, state.frozen)
 
 
+def seed_words(seed: int) -> np.ndarray:
+    """The key of a seed as plain numbers, uint32 [2]."""
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))
+
+
 def make_update(system: System, *, seed: int, ema: Mapping[str, Mapping] = {}, accumulate: int = 1,  # noqa: B006
-                axis_name: str | None = None) -> Callable[[TrainState, Mapping], tuple[TrainState, dict]]:
+                axis_name: str | None = None) -> Callable[..., tuple[TrainState, dict]]:
     """(state, batch) -> (state, metrics): the objectives run in order, each seeing what the ones before it did.
 
     A non-finite loss or gradient leaves the state as it was (but for the step); metrics['finite'] says so, and the
     loop decides whether to go on. Noise derives from (seed, step, global example index, objective), so neither the
     devices nor the micro-batches change it.
+
+    Given as a third argument, `seed_words(seed)` are no constants of the program: runs of other seeds share its
+    compilation.
 
     Args:
         accumulate: micro-batches per step; the loss is their mean.
@@ -107,9 +116,10 @@ def make_update(system: System, *, seed: int, ema: Mapping[str, Mapping] = {}, a
             what = f'train.accumulate={accumulate}' if accumulate > 1 else 'train.parallel=pmap'
             raise ValueError(f'objective {name!r} mixes the examples of a batch, which {what} would cut apart; '
                              'use train.parallel=jit and train.accumulate=1')
-    base = jax.random.key(seed)
+    root = seed_words(seed)
 
-    def update(state: TrainState, batch: Mapping) -> tuple[TrainState, dict]:
+    def update(state: TrainState, batch: Mapping, root=root) -> tuple[TrainState, dict]:
+        base = jax.random.wrap_key_data(root)
         batch = prepare(batch)
         size = jax.tree.leaves(batch)[0].shape[0]
         offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size

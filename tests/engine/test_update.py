@@ -9,7 +9,7 @@ import pytest
 from flax import jax_utils
 
 from gen_jax.engine.optim import make_optimizer
-from gen_jax.engine.update import active_metrics, ema_decay, init_state, make_update, prepare, variables_of
+from gen_jax.engine.update import active_metrics, ema_decay, init_state, make_update, prepare, seed_words, variables_of
 from gen_jax.types import Objective, System
 from tests.engine.toy import batch, regression
 
@@ -44,6 +44,18 @@ def test_noise_reaches_the_loss():
     """The agreement above means something: without noise the parameters are others."""
     assert not np.allclose(run(regression())[0].params['w']['dense']['kernel'],
                            run(regression(noise_scale=0.0))[0].params['w']['dense']['kernel'], atol=1e-4)
+
+
+def test_runs_of_other_seeds_share_a_program():
+    """A sweep over seeds compiles once: the seed is an argument of the update, with the same noise as a constant."""
+    system = regression()
+    state = init_state(system, 0, batch(), {})
+    programs = [jax.jit(make_update(system, seed=s)).lower(state, batch(), seed_words(s)) for s in (0, 1)]
+    assert programs[0].as_text() == programs[1].as_text()
+    update = programs[0].compile()
+    for seed in (0, 1):
+        constant, _ = jax.jit(make_update(system, seed=seed))(state, batch())
+        chex.assert_trees_all_equal(update(state, batch(), seed_words(seed))[0].params, constant.params)
 
 
 def test_objectives_run_in_order_and_idle_ones_stay_silent():
