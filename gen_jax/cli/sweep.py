@@ -39,9 +39,10 @@ def run(argv) -> int:
     plan = make_plan(args.config, overrides)
     ids = select(plan, args.run, args.only)
     if args.workdir:
-        ledger.claim(args.workdir, plan, write=False)
-        ledger.check_runs(args.workdir, plan)
-        if others := ledger.strangers(args.workdir, plan):
+        ledger.claim(args.workdir, plan, write=not (args.dry_run or args.print))
+        ledger.check_runs(args.workdir, [plan.runs[i] for i in ids])
+        others = [] if args.run else ledger.strangers(args.workdir, plan)
+        if others:
             print(f'{len(others)} runs in {args.workdir} are not in this sweep and stay as they are: '
                   + ', '.join(others), file=sys.stderr)
     if args.dry_run:
@@ -53,11 +54,10 @@ def run(argv) -> int:
         if left:
             print(commands.FORMS[args.print](plan, args.workdir, left))
         return 0
-    ledger.claim(args.workdir, plan)
     if args.run:
         from gen_jax.cli.sweep_work import do
         return do(plan, ids, args.workdir, args.to_log, args.distributed)
     from gen_jax.sweeps.launch import launch
     program = (sys.executable, '-m', 'gen_jax.cli.main')
     return launch(plan, args.workdir, lambda ids: [*commands.command(plan, args.workdir, ids, program), '--to-log'],
-                  ids, args.jobs)
+                  ids, args.jobs, say=lambda text: print(text, flush=True))

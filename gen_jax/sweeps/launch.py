@@ -1,7 +1,6 @@
 """A sweep on this machine: processes, several at a time, that end with us and whose ends are recorded."""
 
 import ctypes
-import functools
 import os
 import signal
 import subprocess
@@ -39,7 +38,7 @@ class _Child(NamedTuple):
 
 
 def launch(plan: Plan, workdir, command: Callable[[Sequence[str]], list[str]], ids: Sequence[str] | None = None,
-           jobs: int = 1, patience: float = 20.0, say: Callable[[str], None] = functools.partial(print, flush=True)) -> int:
+           jobs: int = 1, patience: float = 20.0, say: Callable[[str], None] = print) -> int:
     """Does what is not done yet, and says how each run ended.
 
     Args:

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,13 @@ def strangers(workdir, plan: Plan) -> list[str]:
     return sorted(p.name for p in runs.iterdir() if p.is_dir() and p.name not in plan.runs) if runs.is_dir() else []
 
 
-def check_runs(workdir, plan: Plan) -> None:
+def check_runs(workdir, runs: Iterable[Run]) -> None:
     """Refuses folders whose run was made by another version of the config than today's.
 
     Raises:
         ConfigError: names the run and the keys that differ and may not on resume.
     """
-    for run in plan.runs.values():
+    for run in runs:
         changed = {k: v for k, v in _changes(workdir, run).items() if not config_lib.mutable_on_resume(k)}
         if changed:
             key, (old, new) = next(iter(changed.items()))
