@@ -7,8 +7,8 @@ from gen_jax.cli.options import fail, parse, parser
 
 def run(argv) -> int:
     """Runs the command."""
-    p = parser('diff', 'The settings in which two runs or configs differ. A and B are run folders, config.json files, or '
-               'configs\n(NAME[:ARG] or a .py file).\n\nexit codes: 0 no difference; 1 some; 2 bad input')
+    p = parser('diff', 'The settings in which two runs or configs differ. A and B are run folders, config.json files, '
+               'or\nconfigs (NAME[:ARG] or a .py file).\n\nexit codes: 0 no difference; 1 some; 2 bad input')
     p.add_argument('configs', metavar='A B', nargs='*')
     args, overrides = parse(p, argv)
     if args.help:

@@ -8,9 +8,9 @@ from gen_jax.cli.options import fail, parse, parser
 
 def run(argv) -> int:
     """Runs the command."""
-    p = parser('report', 'Compare runs: OUT/report.html (one file, no network), runs.csv, summary.csv and summary.md '
-               '(results only:\nequal bytes for equal results) and timing.csv. A WORKDIR is a run, a sweep, or a folder '
-               'of either.')
+    p = parser('report', 'Compare runs: OUT/report.html (one file, no network), runs.csv, summary.csv, summary.md (results '
+               'only:\nequal bytes for equal results) and timing.csv. A WORKDIR is a run, a sweep, or a folder of '
+               'either.')
     p.add_argument('workdirs', metavar='WORKDIR', nargs='*', help='runs, sweeps, folders of them, in any mixture')
     p.add_argument('--out', metavar='DIR', help='default: report/ in the first WORKDIR')
     p.add_argument('--axes', metavar='KEY,KEY', default='', help='settings for the x axis and the lines of the figures')
@@ -18,8 +18,8 @@ def run(argv) -> int:
                    'guided/frechet; repeatable, or separated by commas (default: the scores of the evaluations)')
     p.add_argument('--baseline', metavar='KEY=VALUE,...', default='', help='compare all with that group (or with the '
                    'group of the run of that name), not with the best of each metric')
-    p.add_argument('--better', metavar='NAME=up|down', action='append', default=[], help='which direction of a metric is '
-                   'better, where its name does not say; repeatable')
+    p.add_argument('--better', metavar='NAME=up|down', action='append', default=[], help='which direction of a metric '
+                   'is better, where its name does not say; repeatable')
     p.add_argument('--title', default='', help='of the page (default: the names of the folders)')
     args, overrides = parse(p, argv)
     if args.help:
@@ -35,6 +35,7 @@ def run(argv) -> int:
                          [m for item in args.metric for m in item.split(',') if m], args.baseline, better)
     out = Path(args.out) if args.out else Path(args.workdirs[0]) / 'report'
     names = [Path(w).resolve().name for w in args.workdirs]
+    names = names if len(set(names)) == len(names) else args.workdirs
     title = args.title or ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
     for note in write_report(report, out, title):
         print(f'note: {note.run}: {note.text}' if note.run else f'note: {note.text}', file=sys.stderr)

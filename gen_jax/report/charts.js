@@ -12,7 +12,6 @@ const variable = (name) => getComputedStyle(document.documentElement).getPropert
 const plain = (text) => String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;');
 const faint = (hex, alpha) => `rgba(${[1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(',')},${alpha})`;
 const metricOf = (name) => data.metrics.find((m) => m.name === name);
-const positive = (values) => values.length > 0 && values.every((v) => v > 0);
 
 /** A cell of the results as an object, null where there is none. */
 function cellOf(group, metric, which) {
@@ -25,22 +24,26 @@ function cellOf(group, metric, which) {
 /** Half the length of an error bar: a standard error, or half of the 95 % t-interval. */
 const spreadOf = (se, n, spread) => (se === null || n < 2 ? 0 : se * (spread === 'ci' ? data.t[n] || 1.96 : 1));
 
-function layout(x, y, logX, logY, extra = {}) {
+function layout(x, y, logX, logY, names, extra = {}) {
   const line = { gridcolor: variable('--hair'), linecolor: variable('--rule'), zeroline: false, ticks: 'outside',
     tickcolor: variable('--hair'), automargin: true };
-  const narrow = window.innerWidth < 640;
+  const below = window.innerWidth < 640 || Math.max(0, ...names.map((n) => n.length)) > 44;
   return {
     template: {}, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: variable('--ink') },
-    margin: { l: 56, r: 12, t: 12, b: 48 }, hovermode: 'closest',
+    margin: { l: 56, r: 12, t: 34, b: 48 }, hovermode: 'closest',
+    modebar: { bgcolor: 'rgba(0,0,0,0)', color: variable('--soft'), activecolor: variable('--accent') },
     hoverlabel: { bgcolor: variable('--paper'), bordercolor: variable('--hair'), font: { color: variable('--ink') }, align: 'left' },
-    legend: narrow ? { orientation: 'h', y: -0.22, font: { size: 11 } } : { font: { size: 12 } },
+    legend: below ? { orientation: 'h', x: 0, y: 0, yref: 'container', yanchor: 'bottom', font: { size: 11 } } : { font: { size: 12 } },
+    height: 400 + (below && names.length > 1 ? 19 * names.length : 0),
     xaxis: { ...line, showgrid: false, title: { text: plain(x) }, type: logX ? 'log' : undefined, ...extra },
     yaxis: { ...line, title: { text: plain(y) }, type: logY ? 'log' : undefined, exponentformat: 'power' },
   };
 }
 
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d'] };
+// Named one by one: by default there is one that uploads the figure.
+const CONFIG = { responsive: true, displaylogo: false, plotlyServerURL: '',
+  modeBarButtons: [['toImage'], ['zoom2d', 'pan2d', 'resetScale2d']] };
 
 function draw(id, traces, shape, empty) {
   const host = byId(id);
@@ -107,8 +110,11 @@ function axisFigure(state) {
       hovertemplate: '%{text}<extra></extra>', showlegend: traces.size > 1,
     };
   });
-  const extra = axis.numeric ? {} : { type: 'category' };
-  draw('axis-figure', drawn, layout(x, metric.name, byId('axis-logx').checked && axis.numeric, byId('axis-logy').checked, extra),
+  const ticks = [...new Set(points.map((g) => data.groups[g].settings[x].value))];
+  const extra = !axis.numeric ? { type: 'category' }
+    : ticks.length <= 8 ? { tickmode: 'array', tickvals: ticks, ticktext: ticks.map(String) } : {};
+  draw('axis-figure', drawn, layout(x, metric.name, byId('axis-logx').checked && axis.numeric, byId('axis-logy').checked,
+    drawn.map((t) => t.name), extra),
     'No group of the filter has a value here.');
   byId('axis-legend').textContent = drawn.length
     ? `Bars: ${state.spread === 'ci' ? '95 % t-interval' : 'standard error'} over seeds; none where there is one seed.` : '';
@@ -155,10 +161,11 @@ function curveFigure(state) {
         + (n[k] > 1 ? ` (n=${n[k]})` : '')),
       hovertemplate: `${plain(label)}<br>step %{x}<br>%{text}<extra></extra>` });
   });
-  draw('curve-figure', traces, layout('step', metric.name, byId('curve-logx').checked, byId('curve-logy').checked),
+  draw('curve-figure', traces, layout('step', metric.name, byId('curve-logx').checked, byId('curve-logy').checked,
+    chosen.map((g) => data.groups[g].label)),
     'No run of the filter has a curve of this metric.');
   byId('curve-legend').textContent = [
-    traces.length ? `Mean over seeds; band: ${state.spread === 'ci' ? '95 % t-interval' : 'standard error'} at each step.` : '',
+    traces.some((t) => t.fill) ? `Mean over seeds; band: ${state.spread === 'ci' ? '95 % t-interval' : 'standard error'} at each step.` : '',
     all.length > MOST_LINES ? `${MOST_LINES} of ${all.length} groups are drawn, the best at the end; filter to see others.` : '',
   ].filter(Boolean).join(' ');
 }

@@ -41,7 +41,7 @@ class Group(NamedTuple):
     """Runs that are equal but for their seeds."""
 
     label: str
-    """name=value, for every axis."""
+    """name=value, for every axis; the name of the run where nothing was swept and every group is one run."""
     settings: Mapping[str, Any]
     """Axis key -> value."""
     runs: tuple[Run, ...]
@@ -145,7 +145,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Axis], list[Group]]:
     """(axes, groups): the settings that differ, and the runs that are equal in all of them but seeds.
 
     Keys that are only about logging, checkpoints, threads and time make no groups. Runs whose config is not known
-    stand in none. Groups come in the order of their settings, numbers as numbers.
+    stand in none. Groups come in the order of their settings, numbers as numbers; lone runs as they came.
     """
     runs = [r for r in runs if r.config]
     keys = [k for k in differing(runs) if not is_seed(k) and not is_quiet(k)]
@@ -168,6 +168,8 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Axis], list[Group]]:
         settings = {a.key: _value(same[0], a.key) for a in axes}
         label = ', '.join(f'{a.name}={a.show(settings[a.key])}' for a in axes) or 'all runs'
         groups.append(Group(label, settings, tuple(sorted(same, key=lambda r: (seed_key(r), r.name)))))
+    if len(groups) == len(runs) > 1 and not any(r.overrides for r in runs):
+        return axes, [g._replace(label=g.runs[0].name) for g in groups]
     groups.sort(key=lambda g: [sort_key(g.settings[a.key]) for a in axes])
     return axes, groups
 

@@ -6,7 +6,7 @@ from gen_jax.report.compare import Axis, Group, show, sort_key
 from gen_jax.report.metrics import Metric
 from gen_jax.report.read import Note, Run
 
-__all__ = ['about_results', 'merge_notes', 'recipe_values']
+__all__ = ['about_results', 'explained', 'merge_notes', 'recipe_values', 'unexplained']
 
 
 def merge_notes(notes: Sequence[Note], most: int = 6) -> list[Note]:
@@ -16,8 +16,8 @@ def merge_notes(notes: Sequence[Note], most: int = 6) -> list[Note]:
         names = by_text.setdefault((note.text, note.record), [])
         if note.run and note.run not in names:
             names.append(note.run)
-    return [Note(', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else ''), text, record)
-            for (text, record), names in by_text.items()]
+    return [Note(', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else ''), *key)
+            for key, names in by_text.items()]
 
 
 def recipe_values(runs: Sequence[Run], metric: str) -> dict[str, list]:
@@ -40,6 +40,12 @@ def explained(key: str, evaluation: str, axes: Sequence[Axis]) -> bool:
                                                                      and f'system.{leaf}' in said)
 
 
+def unexplained(runs: Sequence[Run], axes: Sequence[Axis], metric: str) -> dict[str, list]:
+    """Recipe key -> its values, where they differ between runs and no axis says so."""
+    name = metric.partition('/')[0]
+    return {k: v for k, v in recipe_values(runs, metric).items() if len(v) > 1 and not explained(k, name, axes)}
+
+
 def about_results(runs: Sequence[Run], axes: Sequence[Axis], groups: Sequence[Group], metrics: Sequence[Metric],
                   seeds: Sequence[str]) -> list[Note]:
     """Notes on the comparison as a whole."""
@@ -50,22 +56,26 @@ def about_results(runs: Sequence[Run], axes: Sequence[Axis], groups: Sequence[Gr
 def _recipes(runs, axes, metrics) -> list[Note]:
     found: dict[str, list[str]] = {}
     for metric in metrics:
-        for key, values in recipe_values(runs, metric.name).items():
-            if len(values) > 1 and not explained(key, metric.name.partition('/')[0], axes):
-                what = ', '.join(show(v) for v in values[:4]) + (' ...' if len(values) > 4 else '')
-                found.setdefault(f'{key} ({what})', []).append(metric.name)
+        for key, values in unexplained(runs, axes, metric.name).items():
+            what = ', '.join(show(v) for v in values[:4]) + (' ...' if len(values) > 4 else '')
+            found.setdefault(f'{key} ({what})', []).append(metric.name)
     return [Note('', f'different recipes stand in one column, they differ in {what}: {_list(names)} cannot be compared '
                  'as they stand') for what, names in found.items()]
 
 
 def _missing(groups, metrics) -> list[Note]:
     runs = [r for g in groups for r in g.runs if r.curves]
-    lacking: dict[tuple[str, ...], list[str]] = {}
+    lacking: dict[tuple[int, ...], list[str]] = {}
     for metric in metrics:
-        without = tuple(r.name for r in runs if metric.name not in r.curves)
+        without = tuple(i for i, r in enumerate(runs) if metric.name not in r.curves)
         if without:
             lacking.setdefault(without, []).append(metric.name)
-    return [Note(name, f'no value of {_list(names)}') for without, names in lacking.items() for name in without]
+    notes = []
+    for without, names in lacking.items():
+        few = len(without) * 2 <= len(runs)
+        text = f'no value of {_list(names)}' if few else f'no other run has a value of {_list(names)}'
+        notes += [Note(r.name, text) for i, r in enumerate(runs) if (i in without) == few]
+    return notes
 
 
 def _twice(groups, seeds, metrics) -> list[Note]:

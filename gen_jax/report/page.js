@@ -22,12 +22,20 @@ function fill(select, options, chosen) {
 
 // ---------------------------------------------------------------- results
 
+const pads = new Map(data.axes.map((a) => [a.name, aligned(data.groups.map((g) => g.settings[a.name].text))]));
+
+/** The group's value of an axis, numbers aligned at the decimal point. */
+function settingText(axis, g) {
+  const { text } = data.groups[g].settings[axis.name];
+  return axis.numeric ? pads.get(axis.name)(text) : text;
+}
+
 const seedsOf = (g) => Math.max(0, ...data.metrics.filter((m) => state.columns.has(m.name))
   .map((m) => cellOf(g, m.name, state.which).n));
 
 function estimateCell(g, metric, td) {
   const cell = cellOf(g, metric.name, state.which);
-  if (cell.mean === null) return cell.bad ? ['not finite', make('span', { className: 'mark' })] : '–';
+  if (cell.mean === null) return [cell.bad ? 'not finite' : '–', make('span', { className: 'mark' })];
   if (cell.best) td.classList.add('best');
   const [mean, ...rest] = estimateText(cell, metric, state.spread).split(/(?= [±[])/);
   const tested = cell.holm !== null;
@@ -48,23 +56,28 @@ function drawResults() {
   const bare = !data.axes.length;
   const settings = bare ? [{ label: 'runs', get: (g) => data.groups[g].names }] : data.axes.map((a) => ({
     label: a.name, title: a.key, number: a.numeric, get: (g) => data.groups[g].settings[a.name].value,
-    cell: (g) => data.groups[g].settings[a.name].text }));
+    cell: (g) => settingText(a, g) }));
   const single = data.groups.every((g) => g.runs.length === 1) && !bare;
   const metrics = data.metrics.filter((m) => state.columns.has(m.name)).map((m) => ({
-    label: m.name, title: `sort by ${m.name}`, number: true, better: m.better,
+    label: m.name, number: true, better: m.better, warn: m.warn.length > 0,
+    title: m.warn.length ? `${m.name}: recipes differ in ${m.warn.join(', ')}` : `sort by ${m.name}`,
     get: (g) => cellOf(g, m.name, state.which).mean, cell: (g, td) => estimateCell(g, m, td) }));
   const columns = [...(single ? [{ label: 'run', get: (g) => data.groups[g].names }] : []), ...settings,
     { label: 'n', title: 'seeds', number: true, get: seedsOf }, ...metrics];
   drawTable(byId('groups-table'), columns, state.groups, 'Results', sorting.groups);
   const tested = data.groups.some((_, g) => seedsOf(g) > 1);
-  byId('legend').textContent = tested
+  byId('spread').closest('label').hidden = !tested;
+  const warned = data.metrics.some((m) => state.columns.has(m.name) && m.warn.length);
+  byId('legend').textContent = (tested
     ? `Mean ${state.spread === 'ci' ? 'and 95 % t-interval' : '± standard error'} over n ${data.words}. Bold: best mean. `
       + `* differs from ${data.baseline === null ? 'the best' : `the baseline (${data.baseline})`}, p < 0.05 (t-test, paired where `
       + 'the seeds are the same, else Welch’s; adjusted by Holm over the groups of a column). ° tested, no difference seen. '
       + 'No mark: no test is possible. A few seeds give an interval, not a proof'
       + (data.baseline === null ? ', and the best group was chosen by these same numbers: name a baseline for a fair test.' : '.')
       + (state.which === 'best' ? ' Best over training: the step was chosen by the value itself, which flatters it.' : '')
-    : 'Bold: best. One seed each: there is no interval, and no test of a difference is possible.';
+    : 'Bold: best. One seed each: there is no interval, and no test of a difference is possible.')
+    + (warned ? ' ⚠ Numbers of different recipes stand in this column (see How each metric was computed): they cannot be '
+      + 'compared as they stand.' : '');
 }
 
 function drawColumns() {
@@ -93,7 +106,7 @@ function drawRuns() {
       return data.runs[r].status;
     } },
     ...data.axes.map((a) => ({ label: a.name, title: a.key, number: a.numeric, get: (r) => setting(r, a.name)?.value,
-      cell: (r) => setting(r, a.name)?.text ?? '–' })),
+      cell: (r) => (data.runs[r].group === null ? '–' : settingText(a, data.runs[r].group)) })),
     ...data.seeds.map((s) => ({ label: s, number: true, get: (r) => Number(data.runs[r].seeds[s]), cell: (r) => data.runs[r].seeds[s] })),
     { label: 'step', number: true, get: (r) => data.runs[r].step },
     ...data.metrics.filter((m) => state.columns.has(m.name)).map((m) => ({ label: m.name, better: m.better, number: true,
@@ -216,6 +229,19 @@ function theme(name) {
   drawFigures();
 }
 
+/** Logarithms where values are positive and far apart. */
+function chooseScales(...changed) {
+  const far = (list) => {
+    const values = list.filter((v) => typeof v === 'number' && Number.isFinite(v));
+    return values.length > 1 && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) >= 8;
+  };
+  const [x, metric] = [byId('axis-x').value, byId('axis-metric').value];
+  if (changed.includes('axis-x') && x) byId('axis-logx').checked = far(data.groups.map((g) => g.settings[x].value));
+  if (changed.includes('axis-metric') && metric) {
+    byId('axis-logy').checked = far([...data.groups.keys()].map((g) => cellOf(g, metric, state.which).mean));
+  }
+}
+
 function start() {
   const headlines = data.metrics.filter((m) => m.headline);
   headlines.forEach((m) => state.columns.add(m.name));
@@ -225,11 +251,13 @@ function start() {
   fill(byId('test-metric'), names(data.metrics), headlines[0]?.name);
   fill(byId('axis-x'), axes, data.x);
   fill(byId('axis-lines'), [['', 'one line'], ...axes], data.lines || '');
-  fill(byId('curve-metric'), names(data.metrics.filter((m) => m.curve)));
+  const curves = data.metrics.filter((m) => m.curve);
+  const length = (m) => Object.keys(data.curves[m.name].runs).length;
+  fill(byId('curve-metric'), names(curves), curves.find((m) => length(m) === Math.max(...curves.map(length)))?.name);
+  byId('axis-controls').hidden = !data.axes.length || !data.metrics.length;
+  byId('curve-controls').hidden = !Object.keys(data.curves).length;
   fill(byId('picture-name'), [...new Set(data.pictures.map((p) => p.name))].map((n) => [n, n]));
-  const x = data.axes.find((a) => a.name === data.x);
-  const values = data.groups.map((g) => g.settings[data.x]?.value).filter((v) => v !== null && v !== undefined);
-  byId('axis-logx').checked = Boolean(x?.numeric) && positive(values) && Math.max(...values) / Math.min(...values) >= 8;
+  chooseScales('axis-x', 'axis-metric');
   byId('which').closest('label').hidden = !Object.keys(data.cells.best).length;
   choosePictures();
   drawColumns();
@@ -238,6 +266,7 @@ function start() {
   drawPlain('timing-table', data.timing, 'Nothing is known of time and hardware.');
   byId('filter').addEventListener('input', drawAll);
   for (const key of ['which', 'spread']) byId(key).addEventListener('change', () => { state[key] = byId(key).value; drawAll(); });
+  for (const id of ['axis-metric', 'axis-x']) byId(id).addEventListener('change', () => chooseScales(id));
   for (const id of ['axis-metric', 'axis-x', 'axis-lines', 'axis-logx', 'axis-logy', 'curve-metric', 'curve-logx', 'curve-logy', 'curve-runs']) {
     byId(id).addEventListener('change', drawFigures);
   }

@@ -13,7 +13,7 @@ from gen_jax.engine.files import write_text
 from gen_jax.report import tables
 from gen_jax.report.compare import ABSENT, Group, differing, is_quiet, is_seed, show, units
 from gen_jax.report.metrics import number_format
-from gen_jax.report.notes import explained, merge_notes, recipe_values
+from gen_jax.report.notes import merge_notes, recipe_values, unexplained
 from gen_jax.report.pictures import Strip, load_pictures
 from gen_jax.report.read import Note
 from gen_jax.report.statistics import estimate, t_factor
@@ -22,7 +22,7 @@ from gen_jax.report.summary import Report
 __all__ = ['page', 'payload', 'write_report']
 
 MOST_POINTS = 400  # of a curve
-MOST_COLUMNS = 8  # groups whose settings stand side by side
+MOST_COLUMNS = 4  # groups whose settings stand side by side
 CELL = ('n', 'bad', 'mean', 'se', 'low', 'high', 'best', 'ref', 'test', 'why', 'diff', 'dlow', 'dhigh', 'p', 'holm')
 
 
@@ -54,6 +54,7 @@ def page(report: Report, strips: Sequence[Strip] = (), title: str = '') -> str:
     parts = {
         'title': html.escape(title or 'Report'), 'facts': html.escape(_facts(report)), 'notes': _notes(report.notes),
         'count': f'{len(report.notes)} note{"s" * (len(report.notes) != 1)}' if report.notes else 'No notes',
+        'warn': 'warn' if report.notes else '',
         'style': part('page.css'),
         'data': data.replace('<', '\\u003c').replace('\u2028', '\\u2028').replace('\u2029', '\\u2029'),
         'script': '\n'.join(part(f'{name}.js') for name in ('table', 'charts', 'page')),
@@ -86,8 +87,7 @@ def payload(report: Report, strips: Sequence[Strip] = ()) -> dict[str, Any]:
     """What the page's scripts read, JSON-ready: numbers that are not finite are the text 'nan', 'inf' or '-inf'."""
     place = {id(r): i for i, r in enumerate(report.runs)}
     group_of = {id(r): i for i, g in enumerate(report.groups) for r in g.runs}
-    keys = {m.name: number_format([c.estimate.mean for c in report.cells['final', m.name]],
-                                  [c.estimate.stderr for c in report.cells['final', m.name]]) for m in report.metrics}
+    formats = {m.name: tables.cells_format(report.cells['final', m.name]) for m in report.metrics}
     most = max((len(g.runs) for g in report.groups), default=1)
     return _json({
         'axes': [{'key': a.key, 'name': a.name, 'numeric': a.numeric, 'tied': a.tied} for a in report.axes],
@@ -95,7 +95,9 @@ def payload(report: Report, strips: Sequence[Strip] = ()) -> dict[str, Any]:
                     'settings': {a.name: {'text': a.show(g.settings[a.key]), 'value': _sortable(g.settings[a.key])}
                                  for a in report.axes}} for g in report.groups],
         'metrics': [{'name': m.name, 'better': m.better, 'headline': m.headline, 'curve': m.curve,
-                     'digits': int(keys[m.name][1:-1]), 'powers': keys[m.name].endswith('e')} for m in report.metrics],
+                     'warn': sorted(unexplained(report.runs, report.axes, m.name)),
+                     'digits': int(formats[m.name][1:-1]), 'powers': formats[m.name].endswith('e')}
+                    for m in report.metrics],
         'cell': CELL,
         'cells': {which: {m.name: [_cell(c) for c in report.cells[which, m.name]] for m in report.metrics
                           if (which, m.name) in report.cells} for which in ('final', 'best')},
@@ -160,8 +162,9 @@ def _at(report: Report, group: Group, lines, step: int):
 # ---------------------------------------------------------------- plain tables of the page
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence], numbers: Sequence[str] = ()) -> dict[str, Any]:
-    return {'columns': [{'label': c, 'number': c in numbers} for c in columns], 'rows': rows}
+def _table(columns: Sequence[str], rows: Sequence[Sequence], digits: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Rows of text; columns in `digits` are numbers, shown with that many behind the point."""
+    return {'columns': [{'label': c, 'digits': (digits or {}).get(c)} for c in columns], 'rows': rows}
 
 
 def _differences(report: Report) -> dict[str, Any]:
@@ -202,16 +205,14 @@ def _recipes(report: Report) -> dict[str, Any]:
         values = recipe_values(report.runs, metric.name)
         if not values:
             continue
-        name = metric.name.partition('/')[0]
+        odd = unexplained(report.runs, report.axes, metric.name)
 
-        def said(key, values=values, name=name):
-            if key not in values:
-                return ''
-            mark = '⚠ ' if len(values[key]) > 1 and not explained(key, name, report.axes) else ''
-            return mark + ' · '.join(show(v) for v in values[key])
+        def said(key, values=values, odd=odd):
+            return ('⚠ ' if key in odd else '') + ' · '.join(show(v) for v in values.get(key, ()))
 
         other = '; '.join(f'{k.removeprefix("settings.")} {said(k)}' for k in values if k not in RECIPE)
-        rows.setdefault((name, *map(said, RECIPE), other), []).append(metric.name.partition('/')[2])
+        name, _, leaf = metric.name.partition('/')
+        rows.setdefault((name, *map(said, RECIPE), other), []).append(leaf)
     used = [i for i in range(1, len(RECIPE) + 2) if any(row[i] for row in rows)]
     labels = ['', *RECIPE.values(), 'other']
     return _table(['metric', *(labels[i] for i in used)],
@@ -225,6 +226,5 @@ def _timing(report: Report) -> dict[str, Any]:
               'platform': 'platform', 'python': 'Python', 'jax': 'jax', 'git': 'git', 'folder': 'folder'}
     numbers = ('wall_seconds', 'logged_seconds', 'images_per_second', 'steps_per_second')
     used = [k for k in labels if any(r[k] is not None for r in rows)]
-    digits = {k: int(number_format([r[k] for r in rows])[1:-1]) for k in numbers}
-    return _table([labels[k] for k in used], [[round(r[k], digits[k]) if k in numbers and r[k] is not None else r[k]
-                                               for k in used] for r in rows], [labels[k] for k in numbers])
+    digits = {labels[k]: int(number_format([r[k] for r in rows])[1:-1]) for k in numbers}
+    return _table([labels[k] for k in used], [[r[k] for k in used] for r in rows], digits)

@@ -90,8 +90,8 @@ def make_report(workdirs: Iterable, axes: Sequence[str] = (), metrics: Sequence[
     notes += about_results(runs, swept, groups, found, seeds)
     order = {id(r): i for i, r in enumerate(r for g in groups for r in g.runs)}
     runs.sort(key=lambda r: (order.get(id(r), len(runs)), r.name))
-    return Report(tuple(runs), tuple(swept), tuple(groups), tuple(found), cells, seeds, _seed_words(seeds, groups), base,
-                  x, lines, tuple(merge_notes(notes)))
+    return Report(tuple(runs), tuple(swept), tuple(groups), tuple(found), cells, seeds, _seed_words(seeds, groups),
+                  base, x, lines, tuple(merge_notes(notes)))
 
 
 def _cells(groups, seeds, metric: Metric, base: int | None, value) -> tuple[Cell, ...]:

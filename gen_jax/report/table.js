@@ -25,6 +25,13 @@ function shown(value, metric) {
   return text.replace(/^-/, '−');
 }
 
+/** Numbers as text, filled up with spaces as wide as digits so that decimal points stand below each other. */
+function aligned(texts) {
+  const after = (t) => (/^-?\d+(\.\d+)?$/.test(t) ? (t.split('.')[1] || '').length : 0);
+  const most = Math.max(0, ...texts.map(after));
+  return (t) => t + (most && !t.includes('.') ? '\u2008' : '') + '\u2007'.repeat(most - after(t));
+}
+
 /** Order of two values: numbers, then text, then what is missing (last in either direction). */
 function order(a, b, way) {
   const rank = (v) => (v === null || v === undefined || v === '' || Number.isNaN(v) ? 2 : typeof v === 'number' ? 0 : 1);
@@ -35,7 +42,7 @@ function order(a, b, way) {
 
 /**
  * Draws a table into `host` and returns a function that shows other rows in the order that was chosen.
- * A column: {label, title, better, number, get(row) -> what it sorts by, cell(row, td) -> content}.
+ * A column: {label, title, better, warn, number, get(row) -> what it sorts by, cell(row, td) -> content}.
  */
 function drawTable(host, columns, rows, label, memory = {}) {
   const head = make('tr');
@@ -46,6 +53,7 @@ function drawTable(host, columns, rows, label, memory = {}) {
   columns.forEach((column) => {
     const button = make('button', { type: 'button', title: column.title || `sort by ${column.label}` }, column.label);
     if (column.better) button.append(make('span', { className: 'better' }, column.better === 'up' ? ' ↑' : ' ↓'));
+    if (column.warn) button.append(make('span', { className: 'warn' }, ' ⚠'));
     const cell = make('th', { scope: 'col', className: column.number ? 'number' : '' }, button);
     button.addEventListener('click', () => {  // ascending, descending, as it came
       const same = memory.label === column.label;
@@ -75,18 +83,18 @@ function drawTable(host, columns, rows, label, memory = {}) {
   return show;
 }
 
-/** A table that Python made: {columns: [{label, number}], rows}. */
+/** A table that Python made: {columns: [{label, digits of a number or null}], rows}. */
 function drawPlain(id, table, empty) {
   if (!table.rows.length) {
     byId(id).replaceChildren(make('p', { className: 'empty' }, empty));
     return;
   }
-  const long = table.columns.map((_, i) => table.rows.some((r) => String(r[i] ?? '').length > 44));
+  const long = table.columns.map((_, i) => table.rows.some((r) => /\s/.test(r[i] ?? '') && r[i].length > 44));
   drawTable(byId(id), table.columns.map((c, i) => ({
-    label: c.label, number: c.number, get: (row) => row[i],
+    label: c.label, number: c.digits !== null, get: (row) => (c.digits === null ? row[i] : number(row[i])),
     cell: (row, td) => {
       if (long[i]) td.classList.add('wrap');
-      return row[i] === null ? '–' : String(row[i]);
+      return row[i] !== null && c.digits !== null ? shown(row[i], c) : String(row[i] ?? '–');
     },
   })), table.rows, id.replace('-table', ''));
 }

@@ -58,8 +58,7 @@ def timing_table(report: Report) -> list[dict[str, Any]]:
     """A row for each run: wall time, speed, hardware, versions. Never equal between two executions."""
     keys = ('devices', 'backend', 'platform', 'python', 'jax', 'gen_jax', 'git')
     return [{'run': r.name, 'wall_seconds': r.timing.get('seconds'), 'logged_seconds': r.timing.get('logged_seconds'),
-             'images_per_second': r.timing.get('images_per_second'), 'steps_per_second': r.timing.get('steps_per_second'),
-             **{k: r.versions.get(k) for k in keys}, 'folder': str(r.path)} for r in report.runs]
+             **{k: r.timing.get(k) for k in ('images_per_second', 'steps_per_second')}, **{k: r.versions.get(k) for k in keys}, 'folder': str(r.path)} for r in report.runs]
 
 
 # ---------------------------------------------------------------- text
@@ -121,8 +120,9 @@ def cell_text(cell: Cell, spec: str) -> Markup:
     return Markup(text)
 
 
-def _format(cells: Sequence[Cell]) -> str:
-    return number_format([c.estimate.mean for c in cells], [c.estimate.stderr for c in cells])
+def cells_format(cells: Sequence[Cell]) -> str:
+    """The number format of one metric's column."""
+    return numbercells_format([c.estimate.mean for c in cells], [c.estimate.stderr for c in cells])
 
 
 def cross_table(report: Report, metric: str, rows: Axis | None = None, columns: Axis | None = None,
@@ -136,7 +136,7 @@ def cross_table(report: Report, metric: str, rows: Axis | None = None, columns: 
     """
     columns, rows = columns or report.x, rows or report.lines
     cells, table = report.cells[which, metric], {}
-    spec = _format(cells)
+    spec = cells_format(cells)
     rest = [a for a in report.axes if a not in (rows, columns) and _splits(report, a, rows, columns)]
     for group, cell in zip(report.groups, cells, strict=True):
         if columns is None or cell.estimate.n + cell.estimate.bad == 0:
@@ -159,9 +159,10 @@ def legend(report: Report) -> str:
     if max((c.estimate.n for cells in report.cells.values() for c in cells), default=0) < 2:
         return '**Bold**: best. One seed each: there is no interval, and no test of a difference is possible.'
     against = 'the best' if report.baseline is None else f'the baseline ({_cell(report.groups[report.baseline].label)})'
-    return (f'Mean ± standard error over n {report.seed_words}. **Bold**: best mean. \\*: differs from {against}, p < 0.05 '
-            '(t-test, paired where the seeds are the same, else Welch\'s; adjusted by Holm over the groups of a column); '
-            '°: tested, no difference seen; no mark: no test is possible. A few seeds give an interval, not a proof.')
+    return (f'Mean ± standard error over n {report.seed_words}. **Bold**: best mean. \\*: differs from {against}, '
+            'p < 0.05 (t-test, paired where the seeds are the same, else Welch\'s; adjusted by Holm over the groups of a '
+            'column); °: tested, no difference seen; no mark: no test is possible. A few seeds give an interval, not a '
+            'proof.')
 
 
 def summary_markdown(report: Report) -> str:
@@ -174,7 +175,7 @@ def summary_markdown(report: Report) -> str:
         row['n'] = str(max((report.cells['final', m.name][i].estimate.n for m in headlines), default=0))
         for m in headlines:
             cells = report.cells['final', m.name]
-            row[title[m.name]] = cell_text(cells[i], _format(cells))
+            row[title[m.name]] = cell_text(cells[i], cells_format(cells))
         rows.append(row)
     parts = [markdown(rows), legend(report) + '\n'] if rows else []
     if report.x and report.lines:

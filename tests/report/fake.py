@@ -1,5 +1,5 @@
-"""Run folders as `gen-jax train`, `evaluate` and `sweep` write them, made up in milliseconds: real curves' shapes, several
-seeds, real PNG files. Deterministic."""
+"""Run folders as `gen-jax train`, `evaluate` and `sweep` write them, made up in milliseconds: curves, several seeds, real
+PNG files. Deterministic."""
 
 import itertools
 import json
@@ -105,7 +105,8 @@ def training_sweep(path: Path, seeds=(0, 1, 2), lrs=(0.0003, 0.001, 0.003), weig
         write(path / 'runs' / name, c, rows, scores(rng, 1.3 / quality**3),
               {'id': name, 'config': 'digits', 'overrides': overrides, 'of': None, 'status': 'done', 'error': None,
                'seconds': 241.0 + seed, 'attempts': 1},
-              pictures={'evaluation-guided.png': digits(0, quality * 2), 'samples/samples-00000600.png': digits(5, quality)})
+              pictures={'evaluation-guided.png': digits(0, quality * 2),
+                        'samples/samples-00000600.png': digits(5, quality)})
     return path
 
 
@@ -125,7 +126,7 @@ def sampling_sweep(path: Path, seeds=(0, 1, 2), steps=(5, 10, 20, 50), solvers=t
         name = f'seed={seed},solver={solver},steps={n}'
         write(path / 'runs' / name, config(**{k.replace('.', '__'): v for k, v in overrides.items()}),
               scores=scores(rng, frechet, seed=seed, settings={'solver': solver, 'steps': n}, nfe=n * CALLS[solver]),
-              run={'id': name, 'config': 'digits', 'overrides': overrides, 'of': 'base', 'status': 'done', 'error': None,
-                   'seconds': 3.0 + n / 10, 'attempts': 1}, checkpoint=False,
+              run={'id': name, 'config': 'digits', 'overrides': overrides, 'of': 'base', 'status': 'done',
+                   'error': None, 'seconds': 3.0 + n / 10, 'attempts': 1}, checkpoint=False,
               pictures={'evaluation-guided.png': digits(seed, 4 / frechet)})
     return path
