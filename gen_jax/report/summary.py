@@ -125,13 +125,16 @@ def _with_nfe(axes, groups, metrics):
 
 def split_axes(axes: Sequence[Axis], groups: Sequence[Group], x: Axis | None = None, lines: Axis | None = None
                ) -> tuple[Axis | None, Axis | None]:
-    """(x, lines) for a figure: network calls or else the longest numeric axis, and the longest of the others.
+    """(x, lines) for a figure: network calls where solvers or steps differ, else the longest numeric axis; and the
+    longest of the others.
 
     Sampling steps are no lines where network calls are x: they say the same.
     """
     if x is None:
         numeric = [a for a in axes if a.numeric]
-        x = max(numeric, key=lambda a: (a.key == 'nfe', len(a.values)), default=None) or next(iter(axes), None)
+        calls = any(a.name in ('steps', 'solver') for a in axes)
+        x = max(numeric, key=lambda a: (a.key == 'nfe' and calls, a.key != 'nfe', len(a.values)), default=None) \
+            or next(iter(axes), None)
     others = [a for a in axes if a != x and not (x and 'nfe' in (x.key, a.key) and 'steps' in (x.name, a.name))]
     others = [a for a in others if a.key != 'nfe'] or others
     if lines is None and others:

@@ -57,8 +57,9 @@ def summary_table(report: Report) -> list[dict[str, Any]]:
 def timing_table(report: Report) -> list[dict[str, Any]]:
     """A row for each run: wall time, speed, hardware, versions. Never equal between two executions."""
     keys = ('devices', 'backend', 'platform', 'python', 'jax', 'gen_jax', 'git')
-    return [{'run': r.name, 'wall_seconds': r.timing.get('seconds'), 'logged_seconds': r.timing.get('logged_seconds'),
-             **{k: r.timing.get(k) for k in ('images_per_second', 'steps_per_second')}, **{k: r.versions.get(k) for k in keys}, 'folder': str(r.path)} for r in report.runs]
+    clocks = ('logged_seconds', 'images_per_second', 'steps_per_second')
+    return [{'run': r.name, 'wall_seconds': r.timing.get('seconds'), **{k: r.timing.get(k) for k in clocks},
+             **{k: r.versions.get(k) for k in keys}, 'folder': str(r.path)} for r in report.runs]
 
 
 # ---------------------------------------------------------------- text
@@ -122,7 +123,7 @@ def cell_text(cell: Cell, spec: str) -> Markup:
 
 def cells_format(cells: Sequence[Cell]) -> str:
     """The number format of one metric's column."""
-    return numbercells_format([c.estimate.mean for c in cells], [c.estimate.stderr for c in cells])
+    return number_format([c.estimate.mean for c in cells], [c.estimate.stderr for c in cells])
 
 
 def cross_table(report: Report, metric: str, rows: Axis | None = None, columns: Axis | None = None,
@@ -143,7 +144,8 @@ def cross_table(report: Report, metric: str, rows: Axis | None = None, columns: 
             continue
         head = tuple((a.name, a.show(group.settings[a.key])) for a in (rows, *rest) if a)
         table.setdefault(head, {})[columns.show(group.settings[columns.key])] = cell_text(cell, spec)
-    seen = [v for v in map(columns.show, columns.values) if any(v in line for line in table.values())] if columns else []
+    heads = map(columns.show, columns.values) if columns else ()
+    seen = [v for v in heads if any(v in line for line in table.values())]
     return [{**dict(head), **{f'{columns.name}={v}': line.get(v, '–') for v in seen}} for head, line in table.items()]
 
 
@@ -160,7 +162,7 @@ def legend(report: Report) -> str:
         return '**Bold**: best. One seed each: there is no interval, and no test of a difference is possible.'
     against = 'the best' if report.baseline is None else f'the baseline ({_cell(report.groups[report.baseline].label)})'
     return (f'Mean ± standard error over n {report.seed_words}. **Bold**: best mean. \\*: differs from {against}, '
-            'p < 0.05 (t-test, paired where the seeds are the same, else Welch\'s; adjusted by Holm over the groups of a '
+            "p < 0.05 (t-test, paired where the seeds are the same, else Welch's; adjusted by Holm over the groups of a "
             'column); °: tested, no difference seen; no mark: no test is possible. A few seeds give an interval, not a '
             'proof.')
 

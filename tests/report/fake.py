@@ -1,5 +1,5 @@
-"""Run folders as `gen-jax train`, `evaluate` and `sweep` write them, made up in milliseconds: curves, several seeds, real
-PNG files. Deterministic."""
+"""Run folders as `gen-jax train`, `evaluate` and `sweep` write them, made up in milliseconds: curves, several seeds,
+real PNG files. Deterministic."""
 
 import itertools
 import json
