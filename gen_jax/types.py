@@ -157,6 +157,8 @@ class Predict(NamedTuple):
     """outputs as host arrays -> None; raises ValueError for results that must not be used (no convergence)."""
     defaults: Mapping[str, Any] = {}
     """What settings that are not given stand for (solver, steps ...), for the recipe beside a metric."""
+    nfe: Callable[[PyTree], int] | None = None
+    """options -> evaluations of the network for one example, where settings decide them; for the recipe, too."""
 
 
 class System(NamedTuple):

@@ -89,7 +89,7 @@ def test_evaluate_writes_json(workdir, tmp_path):
     # What the numbers depend on: settings that were given, and those that the system stands for.
     recipe = scores['guided']['recipe']
     assert (recipe['predict'], recipe['split'], recipe['ema'], recipe['seed']) == ('generate', 'test', 'slow', 0)
-    assert recipe['settings'] == {'solver': 'ddim', 'steps': 2, 'guidance_scale': 2.0}
+    assert recipe['settings'] == {'solver': 'ddim', 'steps': 2, 'guidance_scale': 2.0} and recipe['nfe'] == 4
     from PIL import Image
     assert Image.open(tmp_path / scores['guided']['pictures']).size == (10 * 49 + 1, 2 * 49 + 1)
 

@@ -105,10 +105,12 @@ class Evaluator(NamedTuple):
 
 
 def recipe(evaluator: Evaluator, system: System) -> dict[str, Any]:
-    """What its numbers depend on besides the weights: predict, its settings with their defaults, split, EMA, seed."""
-    defaults = find_predict(system, evaluator.predict).defaults
+    """What its numbers depend on besides the weights: predict, its settings with their defaults, split, EMA, seed,
+    and the evaluations of the network that one example takes (nfe; two per step under classifier-free guidance)."""
+    predict = find_predict(system, evaluator.predict)
+    nfe = {'nfe': predict.nfe(predict.options(**evaluator.settings))} if predict.nfe else {}
     return {'predict': evaluator.predict, 'split': evaluator.split, 'ema': evaluator.ema, 'seed': evaluator.seed,
-            'settings': {k: v for k, v in {**defaults, **evaluator.settings}.items() if v is not None}}
+            'settings': {k: v for k, v in {**predict.defaults, **evaluator.settings}.items() if v is not None}, **nfe}
 
 
 def evaluate(evaluator: Evaluator, predictor: Predictor, variables: Variables, ledger=None,

@@ -15,6 +15,7 @@ from gen_jax.losses.reconstruction import bin_centres, image_to_level, level_to_
 from gen_jax.rng import Noise
 from gen_jax.sampling import grids
 from gen_jax.sampling.adaptive import require_converged, sample_adaptive, time_range
+from gen_jax.sampling.count import network_calls
 from gen_jax.sampling.inpainting import check_mask
 from gen_jax.systems import plan
 from gen_jax.types import Cond, DenoiseFn, Parameterisation, Predict, Process, PyTree
@@ -241,6 +242,9 @@ def predicts(model: Trained) -> dict[str, Predict]:
         return sampling.sample(noise, denoiser(model, variables, options), sampler, x, options['grid'],
                                model.condition(batch)).x
 
+    def nfe(options):  # guidance evaluates the network twice in each call of the denoiser
+        return network_calls(sampler_of(model, options), options['grid']) * (2 if options['guidance'] else 1)
+
     def check(out):
         require_converged(SimpleNamespace(**out))
 
@@ -349,5 +353,6 @@ def predicts(model: Trained) -> dict[str, Predict]:
                'encode': Predict(encode, encode_options),
                'interpolate': Predict(interpolate, interpolate_options, reads),
                'inpaint': Predict(inpaint, inpaint_options, check=check_range)}
-    sampled = {name: use._replace(defaults=model.settings) for name, use in sampled.items()}
+    sampled = {name: use._replace(defaults=model.settings, nfe=nfe if name in ('generate', 'edit') else None)
+               for name, use in sampled.items()}
     return {**sampled, 'generate_ode': Predict(generate_ode, ode_options, reads, check)}

@@ -170,6 +170,7 @@ def vdm(network, *, image_shape: Sequence[int], levels: int = 256, timesteps: in
             raise ValueError(f'steps is {steps}; give 1 to {max_steps} (max_steps)')
         return {'steps': np.int32(steps)}
 
-    predict = {'generate': Predict(generate, options, tuple(cond.values()), defaults={'steps': steps}),
+    predict = {'generate': Predict(generate, options, tuple(cond.values()), defaults={'steps': steps},
+                                   nfe=lambda options: int(options['steps'])),
                'bpd': Predict(bpd, loss_options), 'losses': Predict(losses, loss_options)}
     return System(init, {'elbo': Objective(loss, ('vdm',), 'vdm')}, predict)

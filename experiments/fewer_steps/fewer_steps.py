@@ -1,0 +1,59 @@
+"""How good are few steps? One trained DDPM, eight ways to sample it, five budgets of network calls.
+
+    python -m experiments.study fewer_steps --workdir runs/fewer_steps
+
+The process is the paper's (Ho et al. 2020): the linear table of 1,000 betas, eps-prediction; the network is the
+UNet of `digits` at half the width, so that the whole study takes half an hour on 2 CPU cores.
+"""
+
+from gen_jax.config import load_config
+
+TABLE = {'name': 'diffusion.discrete_ddpm', 'schedule': 'linear', 'steps': 1000}
+# label -> (settings of the predict, calls per step)
+SOLVERS = {
+    'DDPM, ancestral': ({'solver': 'ddpm', 'variance': 'fixed_large'}, 1),
+    'DDIM, eta 1': ({'solver': 'ddim', 'eta': 1.0}, 1),
+    'DDIM, eta 0.5': ({'solver': 'ddim', 'eta': 0.5}, 1),
+    'DDIM, eta 0': ({'solver': 'ddim', 'eta': 0.0}, 1),
+    'Euler': ({'solver': 'euler', 'spacing': 'karras'}, 1),
+    'Heun': ({'solver': 'heun', 'spacing': 'karras'}, 2),
+    'DPM-Solver++ 2M': ({'solver': 'dpmpp_2m'}, 1),
+    'UniPC': ({'solver': 'unipc'}, 1),
+}
+BUDGETS = (5, 10, 20, 50, 100)
+SEEDS = (0, 1, 2)
+
+
+def steps_within(calls, per_step):
+    """Steps whose network calls fit: Heun's last step to the data needs one call only."""
+    return calls if per_step == 1 else (calls + 1) // 2
+
+
+def get_config(arg=''):
+    """Arguments: debug."""
+    debug = 'debug' in arg.split(',')
+    c = load_config('digits:eps,debug' if debug else 'digits:eps')
+    with c.unlocked():
+        c.system.process = TABLE
+        c.system.spacing = 'trailing'
+        c.system.max_steps = 1000
+        if not debug:
+            c.system.network.block_out_channels = (32, 32)
+        c.sample.settings.steps = 4 if debug else 50
+        generate = c.evaluate.unguided
+        generate.n = generate.batch_size = 20 if debug else 500
+        c.evaluate = {'generate': generate}
+    return c
+
+
+def sweep(add, arg=''):
+    debug = 'debug' in arg.split(',')
+    model = add()
+    for seed in SEEDS[:2] if debug else SEEDS:
+        for settings, per_step in list(SOLVERS.values())[:2] if debug else SOLVERS.values():
+            for calls in (2, 3) if debug else BUDGETS:
+                steps = steps_within(calls, per_step)
+                add({'evaluate.generate.settings': {**settings, 'steps': steps}, 'evaluate.generate.seed': seed},
+                    of=model)
+    for label in () if debug else ('DDPM, ancestral', 'DDIM, eta 1'):
+        add({'evaluate.generate.settings': {**SOLVERS[label][0], 'steps': 1000}, 'evaluate.generate.seed': 0}, of=model)
