@@ -9,8 +9,8 @@ from gen_jax.cli.options import fail, parse, parser
 def run(argv) -> int:
     """Runs the command."""
     p = parser('report', 'Compare runs: OUT/report.html (one file, no network), runs.csv, summary.csv, summary.md '
-               '(results\nonly: equal bytes for equal results) and timing.csv. A WORKDIR is a run, a sweep, or a folder '
-               'of either.')
+               '(results\nonly: equal bytes for equal results) and timing.csv. A WORKDIR is a run, a sweep, or a '
+               'folder of either.')
     p.add_argument('workdirs', metavar='WORKDIR', nargs='*', help='runs, sweeps, folders of them, in any mixture')
     p.add_argument('--out', metavar='DIR', help='default: report/ in the first WORKDIR')
     p.add_argument('--axes', metavar='KEY,KEY', default='', help='settings for the x axis and the lines of the figures')

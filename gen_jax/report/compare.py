@@ -58,7 +58,8 @@ def is_quiet(key: str) -> bool:
 
 
 def _code(value) -> str:
-    return json.dumps(value, sort_keys=True)
+    """Equal for equal settings: 1 and 1.0 are, 1 and true are not."""
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
 
 
 def sort_key(value) -> tuple:
@@ -101,16 +102,16 @@ def _partition(runs: Sequence[Run], keys: Sequence[str]) -> tuple[int, ...]:
     return tuple(seen.setdefault(tuple(_code(_value(r, k)) for k in keys), len(seen)) for r in runs)
 
 
-def merge_tied(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Of keys that change together one, the most telling: names of things first, then short keys; key -> the others."""
-    classes: dict[tuple, list[str]] = {}
+def merge_tied(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
+    """Of keys that change together one, the most telling: names of things first, then short keys."""
+    classes: dict[tuple, str] = {}
     for key in sorted(keys, key=lambda k: (not k.endswith('.name'), k.count('.'), k)):
-        classes.setdefault(_partition(runs, [key]), []).append(key)
-    return {first: tuple(rest) for first, *rest in classes.values()}
+        classes.setdefault(_partition(runs, [key]), key)
+    return list(classes.values())
 
 
-def _columns(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The axes: what a sweep set, if that tells its groups apart; else all that differs, few enough to read."""
+def _columns(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
+    """Keys of the axes: what a sweep set, if that tells its groups apart; else all that differs, few enough to read."""
     swept = [k for k in keys if any(k in r.overrides for r in runs)]
     full = max(_partition(runs, keys), default=0)
     for chosen in (swept, ['config', *swept] if len({r.spec for r in runs}) > 1 else []):
@@ -122,7 +123,7 @@ def _columns(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, tuple[str, .
         for key in sorted(merged, key=lambda k: (-max(_partition(runs, [k])), not k.endswith('.name'))):
             if max(_partition(runs, chosen), default=0) < full:
                 chosen += [key] if max(_partition(runs, [*chosen, key])) > max(_partition(runs, chosen)) else []
-        merged = {k: merged[k] for k in chosen}
+        return chosen
     return merged
 
 
@@ -149,9 +150,8 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Axis], list[Group]]:
     """
     runs = [r for r in runs if r.config]
     keys = [k for k in differing(runs) if not is_seed(k) and not is_quiet(k)]
-    columns = _columns(runs, keys)
-    order = sorted(columns, key=lambda k: (k != 'config', k))
-    names = {}
+    order = sorted(_columns(runs, keys), key=lambda k: (k != 'config', k))
+    names, classes = {}, {k: _partition(runs, [k]) for k in {*keys, *order}}
     for key in order:
         names[key] = next(n for n in _short(key) if all(n not in _short(k) for k in order if k != key) or n == key)
     axes = []
@@ -159,7 +159,8 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Axis], list[Group]]:
         values = sorted({_code(_value(r, key)): _value(r, key) for r in runs}.values(), key=sort_key)
         real = [v for v in values if v is not None and v != ABSENT]
         numeric = bool(real) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in real)
-        axes.append(Axis(key, names[key], tuple(values), numeric, columns[key], _prefix(real)))
+        axes.append(Axis(key, names[key], tuple(values), numeric,
+                         tuple(k for k in keys if k != key and classes[k] == classes[key]), _prefix(real)))
     members: dict[int, list[Run]] = {}
     for run, number in zip(runs, _partition(runs, keys), strict=True):
         members.setdefault(number, []).append(run)

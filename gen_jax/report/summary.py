@@ -39,7 +39,7 @@ class Report(NamedTuple):
     seed_words: str
     """Which seeds the means are over."""
     baseline: int | None
-    """Group that all are compared with; None: the best one of each metric."""
+    """Group that all are compared with; None: the best one of each metric, of those with several seeds."""
     x: Axis | None
     lines: Axis | None
     """What figures and the cross table start from."""
@@ -102,7 +102,9 @@ def _cells(groups, seeds, metric: Metric, base: int | None, value) -> tuple[Cell
     if metric.better and good:
         sign = -1 if metric.better == 'up' else 1
         best = min(good, key=lambda i: (sign * estimates[i].mean, i))
-    reference = base if base is not None else best
+    several = [i for i in good if estimates[i].n > 1]  # one seed can be the best, but nothing can be tested against it
+    reference = base if base is not None else min(several, key=lambda i: (sign * estimates[i].mean, i)) \
+        if best is not None and several else best
     compared = compare(values, reference) if reference is not None and len(groups) > 1 else [None] * len(groups)
     top = estimates[best].mean if best is not None else None
     return tuple(Cell(e, c if e.n else None, i in good and len(good) > 1 and e.mean == top, i == reference)
@@ -111,16 +113,16 @@ def _cells(groups, seeds, metric: Metric, base: int | None, value) -> tuple[Cell
 
 def _with_nfe(axes, groups, metrics):
     """Adds the number of network calls as an axis, where recipes hold it and groups differ in it."""
-    calls = []
-    for group in groups:
-        found = {r.recipes[m.name]['nfe'] for r in group.runs for m in metrics
-                 if isinstance(r.recipes.get(m.name, {}).get('nfe'), (int, float))}
-        calls.append(found.pop() if len(found) == 1 else ABSENT)
-    values = sorted({c for c in calls if c != ABSENT})
-    if len(values) < 2 or any(a.name == 'nfe' for a in axes):
-        return axes, groups
-    groups = [g._replace(settings={**g.settings, 'nfe': c}) for g, c in zip(groups, calls, strict=True)]
-    return [*axes, Axis('nfe', 'nfe', tuple(values), True)], groups
+    for metric in metrics:
+        calls = []
+        for group in groups:
+            found = {r.recipes[metric.name].get('nfe') for r in group.runs if metric.name in r.recipes}
+            calls.append(found.pop() if len(found) == 1 and isinstance(max(found, key=str), (int, float)) else ABSENT)
+        values = sorted({c for c in calls if c != ABSENT})
+        if len(values) > 1 and not any(a.name == 'nfe' for a in axes):
+            groups = [g._replace(settings={**g.settings, 'nfe': c}) for g, c in zip(groups, calls, strict=True)]
+            return [*axes, Axis('nfe', 'nfe', tuple(values), True)], groups
+    return axes, groups
 
 
 def split_axes(axes: Sequence[Axis], groups: Sequence[Group], x: Axis | None = None, lines: Axis | None = None
@@ -152,7 +154,7 @@ def _seed_words(seeds, groups) -> str:
                 else 'training seeds, each with a sampling seed of its own')
     if training:
         return 'training seeds (parameters, noise, data order)'
-    return 'sampling seeds (the weights are the same)' if sampling else 'one seed'
+    return 'sampling seeds (of the same weights)' if sampling else 'one seed'
 
 
 def _find_metric(name: str, names, notes) -> str | None:

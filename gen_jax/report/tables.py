@@ -160,11 +160,12 @@ def legend(report: Report) -> str:
     """What the numbers and marks of a table mean, in Markdown."""
     if max((c.estimate.n for cells in report.cells.values() for c in cells), default=0) < 2:
         return '**Bold**: best. One seed each: there is no interval, and no test of a difference is possible.'
-    against = 'the best' if report.baseline is None else f'the baseline ({_cell(report.groups[report.baseline].label)})'
+    against = 'the best group of several seeds' if report.baseline is None \
+        else f'the baseline ({_cell(report.groups[report.baseline].label)})'
     return (f'Mean ± standard error over n {report.seed_words}. **Bold**: best mean. \\*: differs from {against}, '
-            "p < 0.05 (t-test, paired where the seeds are the same, else Welch's; adjusted by Holm over the groups of a "
-            'column); °: tested, no difference seen; no mark: no test is possible. A few seeds give an interval, not a '
-            'proof.')
+            "p < 0.05 (t-test, paired where the seeds are the same, else Welch's; adjusted by Holm over the groups of "
+            'a column); °: tested, no difference seen; no mark: no test is possible. A few seeds give an interval, not '
+            'a proof.')
 
 
 def summary_markdown(report: Report) -> str:
