@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gen_jax.report.compare import ABSENT, Axis, show
+from gen_jax.report.compare import ABSENT, Axis, show, sort_key
 from gen_jax.report.metrics import number_format, present
 from gen_jax.report.statistics import Estimate
 from gen_jax.report.summary import Cell, Report
@@ -139,7 +139,9 @@ def cross_table(report: Report, metric: str, rows: Axis | None = None, columns: 
     cells, table = report.cells[which, metric], {}
     spec = cells_format(cells)
     rest = [a for a in report.axes if a not in (rows, columns) and _splits(report, a, rows, columns)]
-    for group, cell in zip(report.groups, cells, strict=True):
+    order = sorted(zip(report.groups, cells, strict=True),
+                   key=lambda gc: [sort_key(gc[0].settings[a.key]) for a in (rows, *rest) if a])
+    for group, cell in order:
         if columns is None or cell.estimate.n + cell.estimate.bad == 0:
             continue
         head = tuple((a.name, a.show(group.settings[a.key])) for a in (rows, *rest) if a)
