@@ -1,7 +1,6 @@
 """Whatever lies in a run folder, the report comes out, and one note says what is wrong."""
 
 import json
-import math
 
 import pytest
 
@@ -11,8 +10,8 @@ from tests.report import fake
 
 
 def rows(n=3, **extra):
-    return [{'step': 10 * (i + 1), 'denoise/loss': 1.0 / (i + 1), 'images_per_second': 100.0 + i, 'time': 5.0 + i, **extra}
-            for i in range(n)]
+    return [{'step': 10 * (i + 1), 'denoise/loss': 1.0 / (i + 1), 'images_per_second': 100.0 + i, 'time': 5.0 + i,
+             **extra} for i in range(n)]
 
 
 def one(tmp_path, **kwargs):
@@ -30,15 +29,16 @@ def test_a_whole_run(tmp_path):
     assert run.curves['guided/frechet'] == ((30, found['guided']['frechet']),)
     assert 'guided/class_fraction' not in run.curves and 'time' not in run.curves, 'lists and clocks are no metrics'
     recipe = run.recipes['guided/frechet']
-    assert recipe['n'] == 1000 and recipe['settings.solver'] == 'ddim' and recipe['seed'] == 7 and recipe['split'] == 'test'
+    assert {k: recipe[k] for k in ('n', 'settings.solver', 'seed', 'split')} == {
+        'n': 1000, 'settings.solver': 'ddim', 'seed': 7, 'split': 'test'}
     assert recipe['features'].startswith('decision values'), 'digits_recipe is of all metrics of the report'
     assert run.timing == {'logged_seconds': 2.0, 'images_per_second': 101.0}
     assert run.pictures['guided'].path.name == 'evaluation-guided.png' and run.pictures['guided'].seed == 7
 
 
 def test_best_over_the_steps(tmp_path):
-    values = [0.5, math.nan, 0.2, 0.2, 0.9]
-    run, _ = one(tmp_path, rows=[{'step': i, 'x/accuracy': str(v) if math.isnan(v) else v} for i, v in enumerate(values)])
+    values = [0.5, 'nan', 0.2, 0.2, 0.9]
+    run, _ = one(tmp_path, rows=[{'step': i, 'x/accuracy': v} for i, v in enumerate(values)])
     assert run.best('x/accuracy', 'down') == (0.2, 2) and run.best('x/accuracy', 'up') == (0.9, 4)
     assert run.best('y', 'up') is None
 
@@ -76,8 +76,10 @@ BROKEN = {
     'config empty': ('config.json', '', 'config.json cannot be read'),
     'evaluation cut off': ('evaluation.json', '{"step": 30, "gui', 'evaluation.json cannot be read'),
     'evaluation a number': ('evaluation.json', '3', 'evaluation.json cannot be read (it is no JSON object)'),
-    'NaN in JSON': ('evaluation.json', '{"step": 30, "g": {"fid": NaN, "kid": "inf"}}', 'g/fid is not finite at 1 of 1'),
-    'Infinity in the log': ('metrics.jsonl', '{"step": 5, "denoise/loss": Infinity}\n' + GOOD, 'at 1 of 4 steps, first at step 5'),
+    'NaN in JSON': ('evaluation.json', '{"step": 30, "g": {"fid": NaN, "kid": "inf"}}', 'g/fid is not finite at 1 of 1'
+                    ),
+    'Infinity in the log': ('metrics.jsonl', '{"step": 5, "denoise/loss": Infinity}\n' + GOOD,
+                            'at 1 of 4 steps, first at step 5'),
     'versions': ('versions.json', 'x', 'versions.json cannot be read'),
     'run.json': ('run.json', '{', 'run.json cannot be read'),
 }
@@ -131,9 +133,10 @@ def test_runs_sweeps_and_folders_of_them_in_any_mixture(tmp_path):
     (tmp_path / 'all' / 'empty').mkdir()
     (tmp_path / 'all' / 'a' / 'report').mkdir()
     paths, notes = find_runs([tmp_path / 'all', tmp_path / 'b', tmp_path / 'all' / 'a'])
-    assert [p.name for p in paths] == ['a', 'lr=0.001,seed=0,weighting=min_snr', 'lr=0.001,seed=0,weighting=simple', 'b']
+    assert [p.name for p in paths] == ['a', 'lr=0.001,seed=0,weighting=min_snr', 'lr=0.001,seed=0,weighting=simple',
+                                       'b']
     assert notes == [] and not is_run(tmp_path / 'all')
-    paths, notes = find_runs([tmp_path / 'all' / 'empty', tmp_path / 'nowhere', tmp_path / 'b', tmp_path / 'b' / 'config.json'])
+    paths, notes = find_runs([tmp_path / p for p in ('all/empty', 'nowhere', 'b', 'b/config.json')])
     assert [p.name for p in paths] == ['b']
     assert [n.text for n in notes] == ['holds no run: nothing read', 'does not exist: nothing read',
                                        'is no folder: nothing read']
@@ -143,7 +146,7 @@ def test_two_runs_of_one_name_are_shown_with_their_folders(tmp_path):
     for folder in ('x', 'y', 'y/z'):
         fake.write(tmp_path / folder / 'base', fake.config(), rows())
     fake.write(tmp_path / 'y' / 'other', fake.config(), rows())
-    runs, notes = read_runs([tmp_path / 'x' / 'base', tmp_path / 'y' / 'base', tmp_path / 'y' / 'other', tmp_path / 'y' / 'z'])
+    runs, notes = read_runs([tmp_path / p for p in ('x/base', 'y/base', 'y/other', 'y/z')])
     assert [r.name for r in runs] == ['x/base', 'y/base', 'other', 'z/base']
     assert notes[-1].text.startswith('3 runs are called base')
 
@@ -152,11 +155,13 @@ def test_the_report_comes_out_of_a_heap_of_rubbish(tmp_path):
     for i, (file, text, _) in enumerate(BROKEN.values()):
         damage(fake.write(tmp_path / 'w' / f'r{i}', fake.config(seed=i), rows()), file, text)
     fake.write(tmp_path / 'w' / 'pictures', fake.config(seed=99), rows(), scores={
-        'step': 1, 'a': {'pictures': 'a.png'}, 'b': {'pictures': '../r0/config.json'}, 'c': {'pictures': 'c.png'}, 'd': 5})
+        'step': 1, 'a': {'pictures': 'a.png'}, 'b': {'pictures': '../r0/config.json'}, 'c': {'pictures': 'c.png'},
+        'd': 5})
     damage(tmp_path / 'w' / 'pictures', 'a.png', b'\x89PNG\r\n\x1a\nnot really')
     report = make_report([tmp_path / 'w'])
     notes = [n.text for n in write_report(report, tmp_path / 'out')]
-    assert any('picture of a cannot be read' in n for n in notes) and any('picture of c does not exist' in n for n in notes)
+    assert any('picture of a cannot be read' in n for n in notes)
+    assert any('picture of c does not exist' in n for n in notes)
     assert not any('picture of b' in n for n in notes), 'a name that leads elsewhere is not followed'
     for _, _, expected in BROKEN.values():
         assert any(expected in n for n in notes), expected
