@@ -35,16 +35,18 @@ def run(argv) -> int:
         return fail(f'gen-jax sweep: --jobs {args.jobs} is at least 1, and --dry-run, --print and --run exclude each '
                     'other')
     from gen_jax.sweeps import commands, ledger
+    from gen_jax.sweeps.execute import check_one_process
     from gen_jax.sweeps.plan import make_plan, select
     plan = make_plan(args.config, overrides)
     ids = select(plan, args.run, args.only)
+    if args.run:
+        check_one_process(plan, ids)
     if args.workdir:
         ledger.claim(args.workdir, plan, write=not (args.dry_run or args.print))
         ledger.check_runs(args.workdir, [plan.runs[i] for i in ids])
         others = [] if args.run else ledger.strangers(args.workdir, plan)
         if others:
-            print(f'{len(others)} runs in {args.workdir} are not in this sweep and stay as they are: '
-                  + ', '.join(others), file=sys.stderr)
+            print(f'not in this sweep (any more), left as they are: {", ".join(others)}', file=sys.stderr)
     if args.dry_run:
         print(commands.table(plan, ids, args.workdir))
         return 0

@@ -16,7 +16,7 @@ from gen_jax.engine.files import write_text
 from gen_jax.sweeps import ledger
 from gen_jax.sweeps.plan import Plan, Run
 
-__all__ = ['FAILED', 'WAITS', 'BUSY', 'Work', 'execute']
+__all__ = ['FAILED', 'WAITS', 'BUSY', 'Work', 'check_one_process', 'execute']
 
 FAILED = 1
 """Exit code: the run failed; its run.json says why."""
@@ -35,27 +35,31 @@ class Work(NamedTuple):
     """(run, folder of the checkpoint, run folder): writes evaluation.json."""
 
 
+def check_one_process(plan: Plan, ids: Sequence[str]) -> None:
+    """Refuses runs that one process cannot do.
+
+    Raises:
+        ConfigError: several, and not all evaluations of one checkpoint.
+    """
+    if len(ids) > 1 and len({plan.runs[i].of or i for i in ids}) > 1:
+        raise ConfigError('one process does one training, or evaluations of one checkpoint: name one run, or leave '
+                          '--run out')
+
+
 def execute(plan: Plan, ids: Sequence[str], workdir, work: Work, to_log: bool = False, leader: bool = True) -> int:
     """Does the runs in turn, and keeps the books of each.
 
     Args:
-        ids: one training, or evaluations of one checkpoint.
+        ids: one training, or evaluations of one checkpoint (`check_one_process`).
         to_log: what they print is appended to log.txt in each run's folder.
         leader: False in all but the first of several processes that do one run together (a TPU pod): the first keeps
             the books.
 
     Returns:
         0, or the exit code of the worst: FAILED, WAITS, BUSY; or that of a stop at once.
-
-    Raises:
-        ConfigError: runs that do not belong into one process.
     """
-    runs = [plan.runs[i] for i in ids]
-    if len(runs) > 1 and len({run.of or run.id for run in runs}) > 1:
-        raise ConfigError('one process does one training, or evaluations of one checkpoint: name one run, or leave '
-                          '--run out')
     codes = []
-    for run in runs:
+    for run in (plan.runs[i] for i in ids):
         with _output(ledger.folder(workdir, run.id) / 'log.txt' if to_log else None):
             codes.append((_attempt if leader else _follow)(plan, run, Path(workdir), work))
         if codes[-1] not in (0, FAILED, WAITS, BUSY):

@@ -46,11 +46,11 @@ def paced(tmp_path, pause):
     return config_file(tmp_path, *(line.replace('PAUSE', str(pause)) for line in TRAIN_AND_EVALUATE))
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=30, pause=0.005):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, 'it did not get there'
-        time.sleep(0.002)
+        time.sleep(pause)
 
 
 def family(pid):
@@ -69,19 +69,23 @@ def family(pid):
 
 
 def alive(pid):
+    """Whether a thread of it is left: files, and locks, stay open until the last one is gone."""
     try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except OSError:
+        tasks = list(Path(f'/proc/{pid}/task').iterdir())
+        return len(tasks) > 1 or (tasks[0] / 'stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except (OSError, IndexError):
         return False
 
 
 def kill_all(process):
-    for pid in family(process.pid):
+    pids = family(process.pid)
+    for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
     process.communicate()
+    wait_for(lambda: not any(map(alive, pids)))
 
 
 def test_everything_is_done_once(tmp_path):
