@@ -2,16 +2,19 @@
 
 import os
 import re
+import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from gen_jax.cli.main import main
 from gen_jax.sweeps import commands, ledger
-from gen_jax.sweeps.plan import make_plan
+from gen_jax.sweeps.plan import make_plan, select
 from tests.sweeps.stub import config_file
 from tests.sweeps.test_ledger import finish
 
+ROOT = Path(__file__).resolve().parents[2]
 BODY = ("for seed in (0, 1):", "    run = add({'seed': seed})", "for n in (1, 2, 3):",
         "    add({'evaluate.x.settings': {'n': n, 'text': \"it's $HOME\"}}, of=run)")
 
@@ -106,6 +109,24 @@ def test_the_command_line_writes_nothing_unasked(tmp_path, capsys):
     assert main([*base, '--workdir', str(work), '--dry-run']) == 0
     printed = capsys.readouterr()
     assert '2 runs: 2 done' in printed.out and 'left as they are: older' in printed.err
+
+
+def test_the_documentation_shows_what_is_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / 'docs' / 'sweeps.md').read_text()
+    config, table = re.findall(r'```(?:python)?\n(.*?)```', page, re.S)
+    (tmp_path / 'rates.py').write_text(config)
+    shown = [line.split('#')[0].split('>')[0] for line in page.splitlines() if line.startswith('    gen-jax sweep')]
+    assert len(shown) == 8
+    for line in shown:
+        words = shlex.split(line)[1:]
+        if words[-2] == '--run':
+            assert select(make_plan('rates.py'), words[-1:])
+        else:
+            assert main([*words, *(['--dry-run'] if '--print' not in words else [])]) == 0, line
+    capsys.readouterr()
+    assert main(['sweep', '--config', 'rates.py', '--dry-run']) == 0
+    assert capsys.readouterr().out == table
 
 
 @pytest.mark.parametrize('extra, message', [
