@@ -35,6 +35,7 @@ def get_config(arg=''):
     c = load_config('digits:eps,debug' if debug else 'digits:eps')
     with c.unlocked():
         c.system.process = TABLE
+        c.system.times = {'name': 'diffusion.times.discrete_uniform'}
         c.system.spacing = 'trailing'
         c.system.max_steps = 1000
         if not debug:
