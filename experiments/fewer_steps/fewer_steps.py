@@ -58,3 +58,44 @@ def sweep(add, arg=''):
                     of=model)
     for label in () if debug else ('DDPM, ancestral', 'DDIM, eta 1'):
         add({'evaluate.generate.settings': {**SOLVERS[label][0], 'steps': 1000}, 'evaluate.generate.seed': 0}, of=model)
+
+
+def label_and_budget(run):
+    """('DDIM, eta 0', 10) of an evaluation; None of the training."""
+    settings = dict(run.overrides.get('evaluate.generate.settings', {}))
+    steps = settings.pop('steps', None)
+    for label, (own, per_step) in SOLVERS.items():
+        if settings == own:
+            fits = [b for b in (*BUDGETS, 1000, 2, 3) if steps_within(b, per_step) == steps]
+            return (label, fits[0]) if fits else None
+    return None
+
+
+def tables(report):
+    """[(caption, rows)]: Fréchet distance and accuracy by solver and budget."""
+    from experiments.study import estimates, text
+    found = []
+    for metric, caption, digits in (('generate/frechet', 'Fréchet distance', 2),
+                                    ('generate/accuracy', 'Read as the class asked for', 3)):
+        cells = estimates(report, metric, label_and_budget)
+        budgets = sorted({b for _, b in cells})
+        rows = [{'solver': label, **{f'NFE {b}': text(cells[label, b], digits) if (label, b) in cells else '–'
+                                     for b in budgets}} for label in SOLVERS if any(k[0] == label for k in cells)]
+        found.append((f'{caption}, mean ± standard error over {report.seed_words}:', rows))
+    return found
+
+
+def plots(report):
+    """(plot, columns) for `experiments.study.figure`."""
+    from experiments.study import draw, estimates
+    cells = estimates(report, 'generate/frechet', label_and_budget)
+
+    def plot(axes):
+        curves = {label: [(b, e) for (name, b), e in cells.items() if name == label] for label in SOLVERS}
+        draw(axes, {k: v for k, v in curves.items() if v},
+             {k: {'linestyle': '--'} for k in ('DDPM, ancestral', 'DDIM, eta 1', 'DDIM, eta 0.5')})
+        axes.set(xscale='log', yscale='log', xlabel='evaluations of the network', ylabel='Fréchet distance')
+        axes.legend(fontsize=7)
+        axes.grid(alpha=0.25)
+
+    return plot, 1

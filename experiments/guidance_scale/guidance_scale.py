@@ -28,3 +28,41 @@ def sweep(add, arg=''):
     for seed in SEEDS[:2] if debug else SEEDS:
         for scale in SCALES[:2] if debug else SCALES:
             add({'evaluate.generate.settings.guidance_scale': scale, 'evaluate.generate.seed': seed}, of=model)
+
+
+def scale_of(run):
+    """The guidance scale of an evaluation; None of the training."""
+    return run.overrides.get('evaluate.generate.settings.guidance_scale')
+
+
+METRICS = {'generate/accuracy': ('read as asked', 3), 'generate/frechet': ('Fréchet distance', 2),
+           'generate/nearest_train': ('nearest training digit', 2)}
+
+
+def tables(report):
+    """[(caption, rows)]: every metric by scale."""
+    from experiments.study import estimates, text
+    found = {name: estimates(report, name, scale_of) for name in METRICS}
+    scales = sorted({s for cells in found.values() for s in cells})
+    rows = [{'guidance scale': f'{scale:g}', **{label: text(found[name][scale], digits)
+                                                for name, (label, digits) in METRICS.items()}} for scale in scales]
+    return [(f'Mean ± standard error over {report.seed_words}:', rows)]
+
+
+def plots(report):
+    """(plot, columns) for `experiments.study.figure`: fidelity against diversity, and both against the scale."""
+    from experiments.study import draw, estimates
+    accuracy, frechet = (estimates(report, f'generate/{name}', scale_of) for name in ('accuracy', 'frechet'))
+
+    def plot(left, right):
+        left.plot([frechet[s].mean for s in sorted(frechet)], [accuracy[s].mean for s in sorted(frechet)], 'o-', ms=4)
+        for s in frechet:
+            left.annotate(f'{s:g}', (frechet[s].mean, accuracy[s].mean), textcoords='offset points', xytext=(5, -9),
+                          fontsize=8)
+        left.set(xlabel='Fréchet distance (diversity: lower is better)', ylabel='read as the class asked for')
+        draw(right, {'Fréchet distance': list(frechet.items())})
+        right.set(xlabel='guidance scale', ylabel='Fréchet distance')
+        for axes in (left, right):
+            axes.grid(alpha=0.25)
+
+    return plot, 2

@@ -19,6 +19,8 @@ WEIGHTINGS = ('simple', 'min_snr', 'edm')
 LOG_NORMAL = {'name': 'diffusion.times.log_normal', 'mean': -0.9, 'std': 1.2}
 SEEDS = (0, 1, 2)
 MORE_SEEDS = (3, 4)
+ORDER = [(target, weighting, 'uniform') for target in PARAMETERISATIONS for weighting in WEIGHTINGS]
+ORDER.append(('edm', 'edm', 'log_normal'))
 HEADLINE = (('eps', 'simple', 'uniform'), ('edm', 'edm', 'uniform'))
 
 
@@ -57,9 +59,62 @@ def get_config(arg=''):
 
 def sweep(add, arg=''):
     debug = 'debug' in arg.split(',')
-    choices = [(target, weighting, 'uniform') for target in PARAMETERISATIONS for weighting in WEIGHTINGS]
-    choices.append(('edm', 'edm', 'log_normal'))
     for seed in SEEDS[:2] if debug else SEEDS + MORE_SEEDS:
-        for choice in choices[:2] if debug else choices:
+        for choice in ORDER[:2] if debug else ORDER:
             if seed in SEEDS or choice in HEADLINE:
                 add({'seed': seed}, arg='target={},weighting={},times={}'.format(*choice))
+
+
+def choice_of(run):
+    """(target, weighting, times) of a run."""
+    arg = dict(part.partition('=')[::2] for part in run.spec.partition(':')[2].split(',') if '=' in part)
+    return arg.get('target'), arg.get('weighting'), arg.get('times')
+
+
+def at_step(report, metric, step):
+    """{choice: Estimate over training seeds} at one step of training."""
+    from gen_jax.report.statistics import estimate
+    found = {}
+    for run in report.runs:
+        values = dict(run.curves.get(metric, ()))
+        if step in values:
+            found.setdefault(choice_of(run), []).append(values[step])
+    return {choice: estimate(values) for choice, values in found.items()}
+
+
+def tables(report):
+    """[(caption, rows)]: the distance at every evaluation, and the accuracy at the end."""
+    from experiments.study import text
+    frechet = 'generate/frechet'
+    steps = sorted({s for run in report.runs for s, _ in run.curves.get(frechet, ())})
+    by_step = {s: at_step(report, frechet, s) for s in steps}
+    accuracy = at_step(report, 'generate/accuracy', steps[-1])
+    rows = [{'target': c[0], 'weighting': c[1], 'times': c[2].replace('_', '-'), 'n': str(accuracy[c].n),
+             **{f'step {s}': text(by_step[s][c]) if c in by_step[s] else '–' for s in steps},
+             'read as asked': text(accuracy[c], 3)} for c in sorted(accuracy, key=ORDER.index)]
+    return [('Fréchet distance while training, mean ± standard error over training seeds, and the accuracy at the end:',
+             rows)]
+
+
+def plots(report):
+    """(plot, columns) for `experiments.study.figure`: a panel for each target."""
+    from experiments.study import draw
+    frechet = 'generate/frechet'
+    steps = sorted({s for run in report.runs for s, _ in run.curves.get(frechet, ())})
+    by_step = {s: at_step(report, frechet, s) for s in steps}
+    targets = [t for t in PARAMETERISATIONS if any(c[0] == t for c in by_step[steps[-1]])]
+
+    def plot(*panels):
+        highest = max(e.mean for cells in by_step.values() for e in cells.values())
+        lowest = min(e.mean for cells in by_step.values() for e in cells.values())
+        for axes, target in zip(panels, targets, strict=True):
+            choices = [c for c in ORDER if c in by_step[steps[-1]] and c[0] == target]
+            draw(axes, {f'{w}' + (', log-normal times' if t == 'log_normal' else ''):
+                        [(s, by_step[s][target, w, t]) for s in steps if (target, w, t) in by_step[s]]
+                        for _, w, t in choices})
+            axes.set(title=target, xlabel='training step', ylabel='Fréchet distance', yscale='log',
+                     ylim=(0.8 * lowest, 1.2 * highest))
+            axes.legend(fontsize=7)
+            axes.grid(alpha=0.25)
+
+    return plot, len(targets)
