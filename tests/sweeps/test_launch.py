@@ -218,7 +218,7 @@ def test_several_at_a_time(tmp_path):
 
 def test_two_sweeps_on_one_workdir(tmp_path):
     config = paced(tmp_path, 0.03)
-    both = [start(config, tmp_path / 'w'), start(config, tmp_path / 'w')]
+    both = [start(config, tmp_path / 'w', patience=50.0) for _ in range(2)]
     outputs = [p.communicate(timeout=60)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0], outputs
     assert [r['attempts'] for r in records(config, tmp_path / 'w').values()] == [1] * 5, outputs
@@ -232,6 +232,27 @@ def test_a_run_that_somebody_else_is_at(tmp_path):
         assert ledger.status(tmp_path / 'w', make_plan(config).runs[first]) == 'running'
     assert code == 75 and f'skipped {first}: process {os.getpid()} on ' in output, output
     assert '1 done, 0 failed, 1 left' in output and results(tmp_path / 'w').keys() == {second}
+
+
+def test_one_run_by_itself(tmp_path):
+    """gen-jax sweep --run ID, as on a cluster: an evaluation waits for its training, nobody works on another's run."""
+    config = config_file(tmp_path, "run = add({'seed': 1})", "add({'evaluate.x.seed': 2}, of=run)")
+    base, evaluation = make_plan(config).runs
+
+    def run(i):
+        return subprocess.run([sys.executable, '-m', 'tests.sweeps.stub', 'run', config, str(tmp_path / 'w'), i],
+                              cwd=ROOT, timeout=60).returncode
+
+    def log(i):
+        return (tmp_path / 'w' / 'runs' / i / 'log.txt').read_text()
+
+    assert run(evaluation) == 4 and f'waits for {base}, which is not done' in log(evaluation)
+    with ledger.lock(tmp_path / 'w', base):
+        assert run(base) == 5 and f'process {os.getpid()} on ' in log(base)
+    assert not list(tmp_path.rglob('run.json')) and not list(tmp_path.rglob('steps.txt'))
+    assert [run(base), run(base), run(evaluation)] == [0, 0, 0] and 'done already' in log(base)
+    assert results(tmp_path / 'w').keys() == {base, evaluation}
+    assert {r['attempts'] for r in records(config, tmp_path / 'w').values()} == {1}
 
 
 def test_time_that_is_used_up(tmp_path):
