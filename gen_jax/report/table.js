@@ -105,7 +105,7 @@ function drawPlain(id, table, empty) {
 function parseFilter(text) {
   return (text.match(/(?:[^\s"]|"[^"]*")+/g) || []).map((raw) => {
     const token = raw.replaceAll('"', '');
-    const found = /^(-?)([^<>=!]+)(<=|>=|!=|=|<|>)(.*)$/.exec(token);
+    const found = raw.startsWith('"') ? null : /^(-?)([^<>=!]+)(<=|>=|!=|=|<|>)(.*)$/.exec(token);
     if (found && resolve(found[2])) return { not: found[1] === '-', key: resolve(found[2]), op: found[3], value: found[4] };
     const not = token.length > 1 && token.startsWith('-');
     return { not, word: (not ? token.slice(1) : token).toLowerCase() };

@@ -91,24 +91,26 @@ def test_diff(runs, capsys):
 
 def test_a_trained_run_is_reported(tmp_path, capsys):
     """End to end, on what gen-jax train and evaluate themselves write."""
-    quick = ['--config.log.tensorboard=False', '--config.sample.n=10', '--config.log.every_steps=1']
-    assert main(['train', '--config', 'digits:debug', '--workdir', str(tmp_path / 'w'), *quick,
-                 '--config.train.steps=2']) == 0
-    assert main(['evaluate', '--workdir', str(tmp_path / 'w'), '--only', 'guided']) == 0
+    quick = ['--config.log.tensorboard=False', '--config.sample.predict=', '--config.log.every_steps=1']
+    assert main(['train', '--config', 'digits_vae:debug', '--workdir', str(tmp_path / 'w'), *quick,
+                 '--config.train.steps=2', '--config.evaluate.heldout.every_steps=1']) == 0
+    assert main(['evaluate', '--workdir', str(tmp_path / 'w'), '--only', 'prior']) == 0
     capsys.readouterr()
     assert main(['report', str(tmp_path / 'w'), '--out', str(tmp_path / 'out')]) == 0
     assert capsys.readouterr().err == ''
     summary = (tmp_path / 'out' / 'summary.md').read_text()
-    assert 'guided/frechet ↓' in summary and 'no test of a difference is possible' in summary
+    assert 'prior/frechet ↓' in summary and 'heldout/bits_per_dim ↓' in summary
+    assert 'no test of a difference is possible' in summary
     page = (tmp_path / 'out' / 'report.html').read_text()
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
     labels = [c['label'] for c in data['recipes']['columns']]
-    (row,) = [r for r in data['recipes']['rows'] if r[0].startswith('guided/')]
-    found = dict(zip(labels, row, strict=True))
-    assert found['solver'] == 'ddim' and found['steps'] == '2' and found['n'] == '20' and found['EMA'] == 'slow'
-    assert len(data['groups']) == 1 and {p['name'] for p in data['pictures']} == {'guided', 'samples'}
-    assert all(p['columns'] == 10 for p in data['pictures']), 'the layout of the grids is understood'
-    assert {'denoise/loss', 'heldout/loss_t_0_0.1'} & set(data['curves'])
+    found = {r[0].partition('/')[0]: dict(zip(labels, r, strict=True)) for r in data['recipes']['rows']}
+    assert found['prior']['predict'] == 'generate' and found['prior']['n'] == '20' and found['prior']['seed'] == '0'
+    assert found['prior']['feature extractor'].startswith('decision values')
+    assert found['heldout']['predict'] == 'elbo' and found['heldout']['training step'] == '2'
+    (picture,) = data['pictures']
+    assert (picture['name'], picture['rows'], picture['columns']) == ('prior', 2, 10), 'the grid is understood'
+    assert data['curves']['heldout/bits_per_dim']['groups']['0'][0] == [1, 2]
 
 
 def test_the_commands_of_the_page_run(runs, capsys):
