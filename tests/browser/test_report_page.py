@@ -110,7 +110,8 @@ class Page:
         if folder := os.environ.get('SCREENSHOTS'):
             for section in ('axis', 'curves'):
                 self.draw(section)
-            size = self.js('scrollTo({top: 0, behavior: "instant"}); return [innerWidth, document.documentElement.scrollHeight]')
+            self.js("scrollTo({top: 0, behavior: 'instant'})")
+            size = self.js('return [innerWidth, document.documentElement.scrollHeight]')
             found = self.browser.execute_cdp_cmd('Page.captureScreenshot', {'captureBeyondViewport': True, 'clip': {
                 'x': 0, 'y': 0, 'width': size[0], 'height': min(size[1], 8000), 'scale': 1}})
             Path(folder).mkdir(parents=True, exist_ok=True)

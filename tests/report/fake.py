@@ -74,8 +74,8 @@ def curve(rng, quality: float, steps: int = 600, every: int = 50, started: float
                      'steps_per_second': rate, 'images_per_second': 128 * rate, 'time': started + step / rate})
         if step % 100 == 0:
             held = base * (1.1 if step > 500 else 1.05) * float(np.exp(rng.normal(0, 0.01)))
-            rows.append({'step': step, 'heldout/loss': held, 'heldout/loss_stderr': 0.004, 'heldout/loss_recipe': {'n': 297, 'of': 'loss'},
-                         'time': started + step / rate + 1})
+            rows.append({'step': step, 'heldout/loss': held, 'heldout/loss_stderr': 0.004,
+                         'heldout/loss_recipe': {'n': 297, 'of': 'loss'}, 'time': started + step / rate + 1})
     return rows
 
 
