@@ -137,6 +137,9 @@ class _Sweep:
                     undone.append(i)
                 elif record['status'] in ('done', 'failed'):
                     self.report(i, child)
+                elif code is not None and ledger.holder(self.workdir, i):  # another sweep was faster
+                    begun = True
+                    undone.append(i)
                 elif code is not None:
                     begun = True
                     self.close(i, child, code, stopping)

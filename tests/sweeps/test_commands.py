@@ -30,8 +30,8 @@ def programs(tmp_path):
     """Programs that print their arguments, one a line; gcloud and its ssh run the command as the remote shell would."""
     folder = tmp_path / 'bin'
     folder.mkdir()
-    for name, text in (('gen-jax', 'printf "%s\\n" "$@"; pwd; exit 4'), ('gcloud', 'printf "%s\\n" "${@:1:7}"; '
-                                                                      'bash -c "${8#--command=}"')):
+    for name, text in (('gen-jax', 'printf "%s\\n" "$@"; pwd; exit 4'), ('gcloud', '[ $# = 8 ] || echo in pieces; '
+                            'printf "%s\\n" "${@:1:7}"; bash -c "${8#--command=}"')):
         (folder / name).write_text(f'#!/bin/bash\n{text}\n')
         (folder / name).chmod(0o755)
     return {**os.environ, 'PATH': f'{folder}:{os.environ["PATH"]}'}

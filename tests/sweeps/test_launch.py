@@ -138,17 +138,46 @@ def test_failures_are_recorded_and_do_not_stop_the_others(tmp_path):
     assert again[7]['status'] == 'failed'
 
 
+def launched(config, workdir, child):
+    """A sweep whose runs are processes of another program."""
+    code = ('import sys; from gen_jax.sweeps.plan import make_plan; from gen_jax.sweeps.launch import launch; '
+            'config, workdir, child = sys.argv[1:]; '
+            'command = lambda ids: [sys.executable, "-c", child, config, workdir, *ids]; '
+            'sys.exit(launch(make_plan(config), workdir, command))')
+    return subprocess.run([sys.executable, '-c', code, config, str(workdir), child], capture_output=True, text=True,
+                          cwd=ROOT, timeout=60)
+
+
 def test_a_process_that_cannot_begin(tmp_path):
     """It is blamed on one run at a time, so that the sweep comes to an end."""
     config = config_file(tmp_path, "add({'seed': 1})", "add({'seed': 2})")
-    workdir = tmp_path / 'w'
-    code = ('import sys; from gen_jax.sweeps.plan import make_plan; from gen_jax.sweeps.launch import launch; '
-            'broken = [sys.executable, "-c", "import sys; sys.exit(\'no such library\')"]; '
-            'sys.exit(launch(make_plan(sys.argv[1]), sys.argv[2], lambda ids: broken))')
-    done = subprocess.run([sys.executable, '-c', code, config, str(workdir)], capture_output=True, text=True, cwd=ROOT,
-                          timeout=60)
+    done = launched(config, tmp_path / 'w', 'raise SystemExit("no such library")')
     assert done.returncode == 1, done.stderr
-    assert [r['error'] for r in records(config, workdir).values()] == ['exit code 1: no such library'] * 2
+    assert [r['error'] for r in records(config, tmp_path / 'w').values()] == ['exit code 1: no such library'] * 2
+
+
+def test_a_rival_that_was_faster(tmp_path):
+    """Between our look at the lock and the start of our process somebody took the run: it is theirs, and waited for."""
+    config = config_file(tmp_path, "add({'seed': 1})")
+    (run,) = make_plan(config).runs
+    done = launched(config, tmp_path / 'w', '''
+import os, sys, time
+from pathlib import Path
+from gen_jax.sweeps import ledger
+from gen_jax.sweeps.plan import make_plan
+config, workdir, i = sys.argv[1:]
+run, (read, write) = make_plan(config).runs[i], os.pipe()
+if os.fork():
+    os.read(read, 1)
+    os._exit(5)
+with ledger.lock(workdir, i):
+    ledger.write(workdir, run, status='running', attempts=1)
+    os.write(write, b'x')
+    time.sleep(0.5)
+    (ledger.folder(workdir, i) / 'evaluation.json').touch()
+    ledger.write(workdir, run, status='done')
+''')
+    assert done.returncode == 0 and f'[1/1] done 0 s {run}' in done.stdout, done
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -169,13 +198,14 @@ def test_signals_reach_the_runs(tmp_path, number):
 
 
 def test_an_evaluation_is_stopped_at_once(tmp_path):
-    config = config_file(tmp_path, "run = add({})", "add({'evaluate.x.settings.pause': 60.0}, of=run)")
+    """Even within a computation that lasts for minutes."""
+    config = config_file(tmp_path, "run = add({})", "add({'evaluate.x.settings.do': 'compute'}, of=run)")
     base, run = make_plan(config).runs
     process = start(config, tmp_path / 'w')
     wait_for(lambda: (ledger.read(tmp_path / 'w', run) or {}).get('status') == 'running')
-    process.terminate()
+    process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=20)[0]
-    assert process.returncode == 143 and ledger.read(tmp_path / 'w', run)['status'] == 'pending', output
+    assert process.returncode == 130 and ledger.read(tmp_path / 'w', run)['status'] == 'pending', output
 
 
 def test_runs_end_with_a_sweep_that_is_killed(tmp_path):
@@ -211,9 +241,12 @@ def test_killed_at_random_moments(tmp_path):
 
 
 def test_several_at_a_time(tmp_path):
-    config = config_file(tmp_path, "for seed in (0, 1):", "    add({'seed': seed, 'stub.needs': '2'})")
-    code, output = sweep(config, tmp_path / 'w', jobs=2)
-    assert code == 0, output
+    config = config_file(tmp_path, "for seed in (0, 1):", "    run = add({'seed': seed, 'stub.needs': '2'})",
+                         "    add({'evaluate.x.seed': 2}, of=run)")
+    code, output = sweep(config, tmp_path / 'w', jobs=3)
+    assert code == 0 and '4 runs: 4 done' in output, output
+    for log in tmp_path.rglob('log.txt'):
+        assert 'waits for' not in log.read_text(), 'an evaluation is started when its training is done'
 
 
 def test_two_sweeps_on_one_workdir(tmp_path):
