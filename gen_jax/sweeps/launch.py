@@ -57,10 +57,10 @@ def launch(plan: Plan, workdir, command: Callable[[Sequence[str]], list[str]], i
         try:
             while not stop.requested:
                 sweep.look()
-                sweep.fill()
-                if sweep.children:
+                moved, held = sweep.fill()
+                if moved or sweep.children:
                     idle = None
-                elif not sweep.held() or time.monotonic() - (idle := idle or time.monotonic()) > patience:
+                elif not held or time.monotonic() - (idle := idle or time.monotonic()) > patience:
                     break
                 time.sleep(0.1)
         except KeyboardInterrupt:  # a second Ctrl-C, before the first was seen
@@ -88,32 +88,27 @@ class _Sweep:
         if self.reported:
             say(f'{self.reported} of {len(ids)} runs are done already')
 
-    def held(self) -> list[str]:
-        """Runs that only wait for another process."""
-        return [i for job in self.queue if job.needs not in self.not_done for i in job.ids
-                if ledger.holder(self.workdir, i)]
-
-    def fill(self) -> None:
-        """Starts what can be started."""
+    def fill(self) -> tuple[bool, bool]:
+        """Starts what can be started; (whether anything came of it, whether anything waits for another process)."""
+        moved = waits = False
         for job in list(self.queue):
             if len(self.children) >= self.jobs:
-                return
+                break
             if job.needs in self.not_done:
                 continue
             self.queue.remove(job)
             held = tuple(i for i in job.ids if ledger.holder(self.workdir, i))
             if held:
+                waits = True
                 self.queue.append(_Job(held, job.needs))
-            free = []
-            for i in job.ids:
-                if i in held:
-                    continue
-                if ledger.recorded(self.workdir, self.plan.runs[i]) == 'done':  # somebody else did it meanwhile
-                    self.report(i)
-                else:
-                    free.append(i)
-            if free:
-                self.start(_Job(tuple(free), job.needs))
+            free = [i for i in job.ids if i not in held]
+            done = [i for i in free if ledger.recorded(self.workdir, self.plan.runs[i]) == 'done']
+            for i in done:  # somebody else did it meanwhile
+                self.report(i)
+            if len(free) > len(done):
+                self.start(_Job(tuple(i for i in free if i not in done), job.needs))
+            moved = moved or bool(free)
+        return moved, waits
 
     def start(self, job: _Job) -> None:
         """Starts a process; what it prints before it opens the logs itself lands in the first run's."""

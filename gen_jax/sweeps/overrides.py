@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gen_jax.config import EVALUATION, FREE_FORM, ConfigError, base_config, flatten
+from gen_jax.config import EVALUATION, FREE_FORM, ConfigError, base_config, flatten, place_for
 from gen_jax.names import choices
 
 __all__ = ['override', 'plain', 'clash']
@@ -48,11 +48,14 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     config = copy.deepcopy(config)
     known = flatten(config, leaves_only=False)
     with config.unlocked():
-        for key in sorted(values):  # a mapping before the keys within it, whatever their order
+        # names first (they decide what else there is), a mapping before the keys within it, whatever their order
+        for key in sorted(values, key=lambda k: (not k.endswith('.name'), k)):
             value = plain(values[key], key)
             if key not in known and not _may_be_new(known, key):
-                entries = [f'evaluate.{name}.{k}' for name in config.evaluate for k in EVALUATION]
-                raise ConfigError(f'unknown config key {key!r}: {choices(key, {*known, *entries})}')
+                if key.startswith('evaluate.'):
+                    entries = [f'evaluate.{name}.{k}' for name in config.evaluate for k in EVALUATION]
+                    raise ConfigError(f'unknown config key {key!r}: {choices(key, {*known, *entries})}')
+                place_for(config, key)  # refuses what means nothing
             *parents, leaf = key.split('.')
             owner = config
             for part in parents:

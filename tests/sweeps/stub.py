@@ -56,6 +56,7 @@ def behave(do, home):
 
 
 def train(config, home):
+    print('devices', os.environ.get('CUDA_VISIBLE_DEVICES'))
     if config.stub.needs:  # others must run at the same time
         end = time.monotonic() + 20
         while len(list(home.parent.glob('*/steps.txt'))) < int(config.stub.needs):

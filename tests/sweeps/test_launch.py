@@ -22,10 +22,10 @@ TRAIN_AND_EVALUATE = ("for seed in (0, 1):", "    run = add({'seed': seed, 'stub
                       "    add({'evaluate.x.seed': seed, 'evaluate.x.settings.pause': PAUSE}, of=run)")
 
 
-def start(config, workdir, jobs=1, patience=5.0):
+def start(config, workdir, jobs=1, patience=5.0, devices=''):
     return subprocess.Popen([sys.executable, '-m', 'tests.sweeps.stub', 'launch', config, str(workdir), str(jobs),
                              str(patience)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-                            start_new_session=True)
+                            start_new_session=True, env={**os.environ, 'CUDA_VISIBLE_DEVICES': devices})
 
 
 def sweep(config, workdir, **kwargs):
@@ -214,6 +214,7 @@ def test_runs_end_with_a_sweep_that_is_killed(tmp_path):
     process = start(config, tmp_path / 'w')
     wait_for(lambda: (tmp_path / 'w' / 'runs' / run / 'steps.txt').exists())
     (_, child) = family(process.pid)
+    assert os.getpgid(child) == child, 'Ctrl-C in a terminal reaches the sweep alone, which passes it on'
     process.kill()
     process.communicate()
     wait_for(lambda: not alive(child), 10)
@@ -243,10 +244,11 @@ def test_killed_at_random_moments(tmp_path):
 def test_several_at_a_time(tmp_path):
     config = config_file(tmp_path, "for seed in (0, 1):", "    run = add({'seed': seed, 'stub.needs': '2'})",
                          "    add({'evaluate.x.seed': 2}, of=run)")
-    code, output = sweep(config, tmp_path / 'w', jobs=3)
+    code, output = sweep(config, tmp_path / 'w', jobs=3, devices='0,1,2,3,4,5,7')
     assert code == 0 and '4 runs: 4 done' in output, output
-    for log in tmp_path.rglob('log.txt'):
-        assert 'waits for' not in log.read_text(), 'an evaluation is started when its training is done'
+    logs = [log.read_text() for log in tmp_path.rglob('log.txt')]
+    assert not any('waits for' in log for log in logs), 'an evaluation is started when its training is done'
+    assert sorted(re.findall(r'devices (\S+)', '\n'.join(logs))) == ['0,1', '2,3'], 'equal shares'
 
 
 def test_two_sweeps_on_one_workdir(tmp_path):
@@ -283,7 +285,10 @@ def test_one_run_by_itself(tmp_path):
     with ledger.lock(tmp_path / 'w', base):
         assert run(base) == 5 and f'process {os.getpid()} on ' in log(base)
     assert not list(tmp_path.rglob('run.json')) and not list(tmp_path.rglob('steps.txt'))
+    torn = tmp_path / 'w' / 'runs' / base / '.run.json.1.tmp'
+    torn.touch()
     assert [run(base), run(base), run(evaluation)] == [0, 0, 0] and 'done already' in log(base)
+    assert not torn.exists(), 'what a killed process had half written'
     assert results(tmp_path / 'w').keys() == {base, evaluation}
     assert {r['attempts'] for r in records(config, tmp_path / 'w').values()} == {1}
 
