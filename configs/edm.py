@@ -71,6 +71,8 @@ def get_config(arg=''):
         shrink(c)
         c.system.network = {'name': 'models.edm_adm_digits' if adm else 'models.songunet_digits', 'label_dim': 0,
                             'model_channels': 8, 'num_groups': 4, 'attn_resolutions': (), 'channel_mult': (1,)}
+        if adm:
+            c.system.network.channels_per_head = 8
         if adm or arg.cond:
             c.system.network.label_dim = 10
         c.system.steps = 3

@@ -71,7 +71,8 @@ def get_config(arg=''):
     c.evaluate = {'bound': {'predict': 'vlb', 'metrics': ({'name': 'mean', 'key': 'bits_per_dim'},), 'every_steps': 0}}
     if arg.debug:
         shrink(c)
-        c.system.network = {'name': 'models.adm_tiny', 'num_classes': None, 'learn_sigma': arg.loss != 'simple'}
+        c.system.network = {'name': 'models.adm_tiny', 'num_classes': 10 if 'classes' in d else None,
+                            'learn_sigma': arg.loss != 'simple'}
         c.system.process.steps = c.system.max_steps = 10
         c.system.steps = 5
     return c

@@ -258,6 +258,8 @@ class Loaded(NamedTuple):
         from gen_jax.data.transforms import to_uint8
 
         given = None if isinstance(labels, str) else list(np.atleast_1d(labels))
+        if given is not None and (not given or any(int(v) != v for v in given)):
+            raise ValueError(f'labels {labels!r}: give class numbers, at least one')
         n = n if n is not None else len(given) if given else 10 * max(self.num_classes, 1)
         if n < 1:
             raise ValueError(f'n {n}: at least 1')
@@ -275,7 +277,15 @@ class Loaded(NamedTuple):
         return {'image': np.concatenate(images), **({'label': np.concatenate(used)} if conditional else {})}
 
     def predict(self, name: str, batch: Mapping[str, np.ndarray], seed: int = 0, **settings) -> dict[str, np.ndarray]:
-        """Any predict of the system on one batch, for instance 'reconstruct' or 'encode'."""
+        """Any predict of the system on one batch, for instance 'reconstruct' or 'encode'.
+
+        Args:
+            batch: leading axis B, or 1 for what all examples share; 'image' is uint8 or floating point in [-1, 1].
+
+        Raises:
+            ValueError: pictures, labels or masks that the system cannot take.
+        """
+        _check_batch(batch, self.num_classes)
         options = self.predictor.options(name, settings)
         return self.predictor.call(name, self.predictor.place(self.variables), seed=seed, first=0, batch=batch,
                                    options=options)
@@ -329,6 +339,19 @@ class Loaded(NamedTuple):
         return found
 
 
+def _check_batch(batch: Mapping[str, Any], classes: int) -> None:
+    image, label = (np.asarray(batch[k]) if k in batch else None for k in ('image', 'label'))
+    if image is not None and image.dtype != np.uint8:
+        values = image.astype(np.float32)
+        if not np.isfinite(values).all() or np.abs(values).max(initial=0) > 1.001:
+            raise ValueError(f"'image' is {image.dtype} with values from {values.min():.4g} to {values.max():.4g}: "
+                             'give uint8, or floating point in [-1, 1]')
+    if label is not None and classes and label.size and not (
+            label.dtype.kind in 'iu' and 0 <= label.min() and label.max() < classes):
+        raise ValueError(f"'label' is {label.dtype} from {label.min()} to {label.max()}: the model knows the classes "
+                         f'0 to {classes - 1}')
+
+
 def load(workdir, step: int | None = None, ema: str | None = None, overrides=()) -> Loaded:
     """Reads a trained run: its config and its newest (or the given) checkpoint. The data need not be there.
 
@@ -341,13 +364,14 @@ def load(workdir, step: int | None = None, ema: str | None = None, overrides=())
     """
     workdir = Path(workdir)
     path = workdir / 'config.json'
-    if not path.exists():
+    if not path.exists() and not (workdir / 'checkpoints').is_dir():
         raise CheckpointError(f'{workdir} holds no run (no config.json): train first, or check --workdir')
-    config = config_lib.complete(config_lib.from_json(path.read_text()))
-    config = config_lib.apply_overrides(config, overrides)
-    predictor = predictor_for(config)
     store = Checkpoints(workdir, read_only=True)
     meta = store.meta(step)
+    text = path.read_text() if path.exists() else json.dumps(meta['config'])  # each checkpoint holds a copy
+    config = config_lib.complete(config_lib.from_json(text))
+    config = config_lib.apply_overrides(config, overrides)
+    predictor = predictor_for(config)
     example = {k: jax.ShapeDtypeStruct(tuple(shape), dtype) for k, (shape, dtype) in meta['example'].items()}
     averages = {k: dict(v) for k, v in config.train.ema.items()}
     target = jax.eval_shape(lambda batch: init_state(make_system(config), config.seed, batch, averages), example)

@@ -5,6 +5,7 @@ stops at the door: `make` turns `{'name': 'diffusion.cosine', ...}` into `gen_ja
 functions only ever see keywords.
 """
 
+import ast
 import contextlib
 import copy
 import importlib.util
@@ -18,11 +19,11 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from gen_jax.names import NAMESPACES, ConfigError, choices, lookup, make
+from gen_jax.names import NAMESPACES, ConfigError, choices, keywords, lookup, make
 
 __all__ = ['EVALUATION', 'FREE_FORM', 'NAMESPACES', 'ConfigError', 'base_config', 'parse_arg', 'shrink', 'load_config',
-           'load_module', 'blaming', 'apply_overrides', 'make', 'lookup', 'flatten', 'differences', 'to_json',
-           'from_json', 'complete', 'config_names', 'placeholder', 'mutable_on_resume']
+           'load_module', 'blaming', 'apply_overrides', 'place_for', 'make', 'lookup', 'flatten', 'differences',
+           'to_json', 'from_json', 'complete', 'config_names', 'placeholder', 'mutable_on_resume']
 
 placeholder = config_dict.placeholder
 
@@ -224,8 +225,8 @@ def apply_overrides(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
         key = part.lstrip('-').partition('=')[0]
         if not part.startswith('--config.'):
             raise ConfigError(f'argument {part!r} is not understood: overrides look like --config.train.steps=100')
-        if key.removeprefix('config.') not in known:
-            raise ConfigError(f'unknown config key {key!r}: {choices(key, ["config." + k for k in known])}')
+    new = [part for part in argv if part.partition('=')[0].removeprefix('--config.') not in known]
+    argv = [part for part in argv if part not in new]
     defaults = flatten(base_config())
     nones = [part for part in argv if part.partition('=')[2].lower() == 'none']
     argv = [part for part in argv if part not in nones]
@@ -247,7 +248,59 @@ def apply_overrides(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
             raise ConfigError(f'cannot set {" ".join(argv)}: {e}') from None
     if rest:
         raise ConfigError(f'{rest[0]!r} follows no --config key; overrides look like --config.train.steps=100')
+    for part in sorted(new, key=lambda part: not part.partition('=')[0].endswith('.name')):
+        key, equals, text = part.removeprefix('--config.').partition('=')
+        owner, leaf = place_for(values.config, key, 'config.')
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        with values.config.unlocked():
+            owner[leaf] = value
     return values.config
+
+
+def place_for(config: ConfigDict, key: str, prefix: str = '') -> tuple[ConfigDict, str]:
+    """(mapping, key in it) for a dotted key that the config leaves out and that still means something.
+
+    That is a keyword of the thing that a spec names (system.process.shift of diffusion.flow), the name of a spec that
+    another leaves out (system.loss.name), and anything below `settings`, which the predict that reads it checks.
+
+    Args:
+        prefix: how the user writes keys, for the message.
+
+    Raises:
+        ConfigError: anything else, with the nearest names.
+    """
+    *parents, leaf = key.split('.')
+    owner = config
+    for depth, part in enumerate(parents):
+        inner = owner.get(part)
+        if inner is None and (part == 'settings' and takes(owner, part) or leaf == 'name' and depth == len(parents) - 1
+                              and takes(owner, part)):
+            with config.unlocked():
+                inner = owner[part] = ConfigDict()
+        if not isinstance(inner, ConfigDict):
+            raise _unknown(config, key, prefix)
+        owner = inner
+    if parents[-1:] != ['settings'] and leaf != 'name' and not takes(owner, leaf):
+        raise _unknown(config, key, prefix)
+    return owner, leaf
+
+
+def takes(spec: ConfigDict, keyword: str) -> bool:
+    """Whether a mapping is a spec of something that has the keyword; ConfigError if it has others only."""
+    name = spec.get('name')
+    if not isinstance(name, str) or not ('.' in name or ':' in name):
+        return False
+    if keyword not in (accepted := keywords(name)):
+        raise ConfigError(f'{name} takes no {keyword!r}: {choices(keyword, accepted)}')
+    return True
+
+
+def _unknown(config: ConfigDict, key: str, prefix: str) -> ConfigError:
+    known = [prefix + k for k in flatten(config, leaves_only=False)]
+    return ConfigError(f'unknown config key {prefix + key!r}: {choices(prefix + key, known)}')
 
 
 def join_values(argv: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ['ConfigError', 'NAMESPACES', 'choices', 'lookup', 'make']
+__all__ = ['ConfigError', 'NAMESPACES', 'choices', 'keywords', 'lookup', 'make']
 
 NAMESPACES = ('models', 'diffusion', 'diffusion.parameterisation', 'diffusion.times', 'diffusion.weighting',
               'diffusion.losses', 'sampling', 'systems', 'data.transforms', 'tokenizers', 'metrics')
@@ -104,6 +104,21 @@ def _parameters(function) -> list[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return [p.name for p in parameters if p.name not in ('parent', 'name', 'self')]
+
+
+def keywords(name: str) -> dict[str, Any]:
+    """What a spec of that name may say, with defaults (inspect.Parameter.empty where there is none).
+
+    A factory that passes keywords on to the class that it is annotated to return takes that class's.
+    """
+    function = lookup(name)
+    parameters = inspect.signature(function).parameters.values()
+    found = {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    made = inspect.signature(function, eval_str=True).return_annotation
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if passes_on and inspect.isclass(made) and made is not inspect.Signature.empty:
+        found = {**{p.name: p.default for p in inspect.signature(made).parameters.values()}, **found}
+    return {k: v for k, v in found.items() if k not in ('parent', 'name', 'self')}
 
 
 def choices(wrong: str, names) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -117,7 +118,7 @@ BAD = {
     'batch and devices': (['--config', 'digits:debug', '--config.data.batch_size=13'], 'not divisible by 8 devices'),
     'pmap': (['--config', 'digits:debug', '--parallel', 'pmap', '--config.data.batch_size=12'],
              'parallel=pmap.*use 8 or'),
-    'groups': (['--config', 'digits:debug', '--config.system.network.norm_num_groups=3'], 'unknown config key'),
+    'groups': (['--config', 'digits:debug', '--config.system.network.norm_num_groups=3'], 'norm_num_groups=3 does not divide'),
     'image size': (['--config', 'digits:debug', '--config.data.options.image_size=16'], 'unknown config key'),
     'steps too many': (['--config', 'digits:debug', '--config.sample.settings.steps=5000'], '1000'),
     'no such ema': (['--config', 'digits:debug', '--config.sample.ema=fast'], "ema 'fast': choose from"),
@@ -218,3 +219,55 @@ def test_pictures_that_start_from_data(tmp_path, capsys):
     assert main([*base, '--predict', 'elbo', '--n', '3', '--out', str(tmp_path / 'numbers')]) == 0
     assert 'of shape [3]' in capsys.readouterr().out and len(np.load(tmp_path / 'numbers.npz').files) >= 1
     assert main([*base, '--predict', 'dream']) == 2 and 'interpolate' in capsys.readouterr().err
+
+
+def test_batches_from_python(workdir):
+    """Any dtype of numbers, rows shared by all, and refusals that name what was given."""
+    import jax.numpy as jnp
+
+    import gen_jax
+    run = gen_jax.load(workdir)
+    image, label = np.zeros((3, 8, 8, 1), np.uint8), np.array([1, 2, 3])
+    mask = (np.arange(8) < 4).astype(np.float32)[None, None, :, None] * np.ones((1, 8, 1, 1), np.float32)
+    batch = {'image': image, 'label': label}
+
+    def inpaint(**more):
+        return run.predict('inpaint', {**batch, **more}, steps=2)['image']
+
+    whole = inpaint(mask=np.repeat(mask, 3, 0))
+    for same in (mask, jnp.asarray(mask, 'bfloat16'), mask.astype(bool)):
+        np.testing.assert_array_equal(inpaint(mask=same), whole)
+    assert (inpaint() != whole).any(), 'the mask is read'
+    for more, message in (({'image': image + 0.0}, None), ({'image': image[0]}, "beside|image.* shape"),
+                          ({'image': 255.0 * np.ones((3, 8, 8, 1))}, r'to 255: give uint8, or floating point in \[-1'),
+                          ({'image': np.full((3, 8, 8, 1), np.nan)}, 'give uint8, or floating point'),
+                          ({'image': np.zeros((3, 16, 16, 1), np.uint8)}, r'images of shape \(16, 16, 1\) for a model'),
+                          ({'label': np.array([1, 2, 57])}, "'label' is int64 from 1 to 57: .* classes 0 to 9"),
+                          ({'label': np.array([-4, 2, 5])}, "'label' is int64 from -4"),
+                          ({'label': label[:2]}, "'label' has shape .2,., beside 'image' of 3 rows"),
+                          ({'mask': mask[0, :, :, 0]}, "'mask' has shape .8, 8., beside|beside 'mask' of 8 rows")):
+        if message is None:
+            inpaint(**more)
+            continue
+        with pytest.raises(ValueError, match=message):
+            inpaint(**more)
+    with pytest.raises(ValueError, match="no 'image': it has"):
+        run.predict('edit', {'label': label}, steps=2)
+    for labels in ([], [3.7]):
+        with pytest.raises(ValueError, match='class numbers, at least one'):
+            run.sample(labels=labels)
+    with pytest.raises(ValueError, match="'losses' of this system has no setting 'steps': it has none"):
+        run.predict('losses', batch, steps=2)
+
+
+def test_a_lost_config_is_read_from_the_checkpoint(workdir, tmp_path):
+    import gen_jax
+    copy = tmp_path / 'run'
+    shutil.copytree(workdir, copy)
+    (copy / 'config.json').unlink()
+    assert gen_jax.load(copy).config.to_json() == gen_jax.load(workdir).config.to_json()
+
+
+def test_lists(capsys):
+    for kind, expected in (('solvers', 'dpmpp_2m'), ('correctors', 'langevin'), ('spacings', 'karras')):
+        assert main(['list', kind]) == 0 and expected in capsys.readouterr().out

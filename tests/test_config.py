@@ -2,8 +2,18 @@
 
 import pytest
 
-from gen_jax.config import ConfigError, apply_overrides, base_config, complete, from_json, load_config, to_json
+from gen_jax.config import (
+    ConfigError,
+    apply_overrides,
+    base_config,
+    complete,
+    flatten,
+    from_json,
+    load_config,
+    to_json,
+)
 from gen_jax.names import lookup, make
+from gen_jax.sweeps.overrides import override
 
 
 def test_optional_values_can_be_set_and_unset():
@@ -55,3 +65,33 @@ def test_names():
         make({'name': 'diffusion.cosine', 'log_snr': 3.0})
     with pytest.raises(ConfigError, match='needs a name'):
         make({'log_snr': 3.0})
+
+
+@pytest.mark.parametrize('given,where,expected', [
+    ('system.process.name=diffusion.flow system.process.shift=3', 'system.process.shift', 3),
+    ('system.process.shift=3 system.process.name=diffusion.flow', 'system.process.shift', 3),  # in either order
+    ('system.spacing=karras', 'system.spacing', 'karras'),
+    ('system.settings.eta=1.0', 'system.settings.eta', 1.0),
+    ('system.loss.name=diffusion.losses.denoising system.loss.offset_noise=0.1', 'system.loss.offset_noise', 0.1),
+    ('system.network.block_out_channels=(32,32)', 'system.network.block_out_channels', (32, 32)),
+    ('evaluate.guided.settings.eta=0.5', 'evaluate.guided.settings.eta', 0.5),
+    ('sample.settings.solver=heun', 'sample.settings.solver', 'heun'),
+])
+def test_what_a_config_leaves_out_can_be_set(given, where, expected):
+    """Keywords of what a spec names, the name of a spec that is not there, and any setting of a predict."""
+    argv = [f'--config.{part}' for part in given.split()]
+    assert flatten(apply_overrides(load_config('digits'), argv))[where] == expected
+    values = {k: {'3': 3, '1.0': 1.0, '0.1': 0.1, '0.5': 0.5, '(32,32)': (32, 32)}.get(v, v)
+              for k, v in (part.split('=') for part in given.split())}
+    assert flatten(override(load_config('digits'), values))[where] == expected, 'a sweep may say the same'
+
+
+@pytest.mark.parametrize('given,match', [
+    ('system.process.shfit=3', "diffusion.cosine takes no 'shfit': choose from log_snr_max"),
+    ('system.network.blocks=3', "models.unet_digits takes no 'blocks': did you mean up_block_types"),
+    ('system.los.name=diffusion.losses.denoising', "systems.diffusion takes no 'los': did you mean loss"),
+    ('optim.setings.x=3', "unknown config key 'config.optim.setings.x'"),
+])
+def test_what_means_nothing_is_refused(given, match):
+    with pytest.raises(ConfigError, match=match):
+        apply_overrides(load_config('digits'), [f'--config.{given}'])

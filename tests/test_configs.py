@@ -9,14 +9,16 @@ import pytest
 from PIL import Image
 
 from gen_jax.build import build, load, make_system, predictor_for
-from gen_jax.config import ConfigError, apply_overrides, config_names, load_config
+from gen_jax.config import ConfigError, apply_overrides, config_names, load_config, load_module, parse_arg
 from gen_jax.engine.checkpoint import read_leaves
 from gen_jax.engine.evaluate import numeric
 from gen_jax.engine.sharding import make_mesh
 from gen_jax.engine.signals import Stop
 from gen_jax.engine.train import train
 from gen_jax.engine.update import init_state, make_update, variables_of
+from gen_jax.engine.update import prepare as on_device
 from gen_jax.engine.writers import read_jsonl, without_wall_clock
+from gen_jax.rng import Noise, example_keys
 from gen_jax.trees import flat
 from tests.data.test_tfds import prepare
 
@@ -96,6 +98,51 @@ def test_full_size_configs_build(name, tmp_path, monkeypatch):
     state = jax.eval_shape(lambda: init_state(run.system, 0, numeric(run.example_batch), dict(run.config.train.ema)))
     assert sum(x.size for x in jax.tree.leaves(state.params)) > 10_000
     assert run.config.train.steps >= 500 and (load_config(name).evaluate or load_config(name).sample.predict)
+
+
+def arguments(name):
+    """Every argument of a config, with its debug variant: each choice of each option, the other options as they are,
+    and the pairs of the first option's choices with each choice of the others."""
+    asked = {}
+
+    def parse(arg, **defaults):
+        asked.update(defaults)
+        return parse_arg(arg, **defaults)
+
+    module = load_module(name)[1]
+    module.parse_arg = parse
+    module.get_config('')
+    options = {k: v if isinstance(v, tuple) else (False, True) for k, v in asked.items()
+               if k != 'debug' and isinstance(v, (tuple, bool))}
+    first = next(iter(options), None)
+    found = {''}
+    for key, values in options.items():
+        for value in values:
+            for lead in options[first] if key != first else ('',):
+                found.add(f'{key}={value}' if key == first else f'{first}={lead},{key}={value}')
+    return sorted(found)
+
+
+VARIANTS = [f'{name}:{arg},debug'.replace(':,', ':') for name in sorted(config_names()) for arg in arguments(name)]
+
+
+@pytest.mark.parametrize('spec', VARIANTS)
+def test_every_debug_variant_traces(spec):
+    """Its shapes agree from the data to the loss; one that cannot exist says which two arguments do not go together."""
+    try:
+        config = load_config(spec)
+    except ConfigError as e:
+        assert not any(k in str(e) for k in ('TypeError', 'KeyError', 'AttributeError')), e
+        return
+    run = build(config)
+    batch = numeric(run.example_batch)
+
+    def losses():
+        state = init_state(run.system, 0, batch, {})
+        noise = Noise(example_keys(0, np.arange(len(batch['image']))))
+        return [o.loss(state.params, state, on_device(batch), noise)[0] for o in run.system.objectives.values()]
+
+    assert all(loss.shape == () for loss in jax.eval_shape(losses))
 
 
 def test_pmap_and_accumulation_equal_jit():

@@ -20,6 +20,13 @@ def run(argv) -> int:
     if args.kind not in _kinds():
         raise ConfigError(f'gen-jax list {args.kind}: choose from {", ".join(_kinds())}')
     import importlib
+    if args.kind in _SAMPLING:
+        from gen_jax import sampling
+        from gen_jax.sampling import grids
+        for name in (sampling.SOLVERS, sampling.CORRECTORS, grids.SPACINGS)[_SAMPLING.index(args.kind)]:
+            row = sampling.SAMPLERS.get(name)
+            print(f'{name:28}{row.reference if row else ""}'.rstrip())
+        return 0
     for name in sorted(importlib.import_module(f'gen_jax.{args.kind}').__all__):
         thing = getattr(importlib.import_module(f'gen_jax.{args.kind}'), name)
         text = (thing.__doc__ or '').strip() if callable(thing) else str(thing)
@@ -27,6 +34,9 @@ def run(argv) -> int:
     return 0
 
 
+_SAMPLING = ('solvers', 'correctors', 'spacings')
+
+
 def _kinds() -> tuple[str, ...]:
     from gen_jax.config import NAMESPACES
-    return ('configs', *NAMESPACES)
+    return ('configs', *_SAMPLING, *NAMESPACES)

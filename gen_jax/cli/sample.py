@@ -18,7 +18,7 @@ def run(argv) -> int:
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--steps', type=int, help='sampling steps')
     p.add_argument('--solver', help='for instance ddim, ddpm, heun or dpmpp_2m (gen-jax list solvers)')
-    p.add_argument('--spacing', help='of the steps, for instance trailing, karras or log_snr')
+    p.add_argument('--spacing', help='of the steps, for instance trailing, karras or log_snr (gen-jax list spacings)')
     p.add_argument('--guidance', help='guidance scale, or none')
     p.add_argument('--eta', type=float, help='stochasticity of ddim, 0 to 1')
     p.add_argument('--set', metavar='KEY=VALUE', action='append', default=[], help='any other setting of the predict, '
@@ -46,8 +46,8 @@ def run(argv) -> int:
         if not equals or not key.isidentifier():
             return fail(f'gen-jax sample: --set {item}: expected KEY=VALUE')
         settings[key] = literal(value)
-    if args.n is not None and args.n < 1 or args.batch_size < 1:
-        return fail(f'gen-jax sample: --n {args.n} --batch-size {args.batch_size}: at least 1')
+    if any(v is not None and v < 1 for v in (args.n, args.batch_size, args.columns)):
+        return fail(f'gen-jax sample: --n {args.n} --batch-size {args.batch_size} --columns {args.columns}: at least 1')
     named = {k: getattr(args, k) for k in ('steps', 'eta', 'solver', 'spacing')}
     settings.update({k: v for k, v in named.items() if v is not None})
     prepare_jax()

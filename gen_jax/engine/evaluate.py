@@ -4,6 +4,7 @@ A predict is jitted once and called in chunks of one size; keys are folded by gl
 chunk nor the devices change example k.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +23,23 @@ __all__ = ['Predictor', 'Evaluator', 'evaluate', 'numeric', 'options_of', 'recip
 def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The entries that a device can hold (captions and other text stay on the host)."""
     arrays = {k: np.asarray(v) for k, v in batch.items()}
-    return {k: v for k, v in arrays.items() if v.dtype.kind in 'biuf'}
+    return {k: v for k, v in arrays.items() if v.dtype == bool or jax.dtypes.issubdtype(v.dtype, np.number)}
+
+
+def rows_of(batch: Mapping[str, np.ndarray]) -> int:
+    """Length of the leading axis that all entries share; an entry of length 1 goes with any.
+
+    Raises:
+        ValueError: entries of different length.
+    """
+    shapes = {k: np.shape(v) for k, v in batch.items()}
+    lengths = {k: s[0] if s else 1 for k, s in shapes.items()}
+    size = max(lengths.values())
+    for k, n in lengths.items():
+        if n not in (1, size) or not shapes[k]:
+            raise ValueError(f'{k!r} has shape {shapes[k]}, beside {max(lengths, key=lengths.get)!r} of {size} rows: '
+                             'every entry of a batch leads with one row per example, or one for all')
+    return size
 
 
 def find_predict(system: System, name: str) -> Predict:
@@ -34,8 +51,15 @@ def find_predict(system: System, name: str) -> Predict:
 
 def options_of(system: System, name: str, settings: Mapping[str, Any]):
     """The options pytree of a predict from plain settings; unknown settings and bad values raise ValueError."""
+    options = find_predict(system, name).options
+    takes = inspect.signature(options).parameters
+    unknown = [k for k in settings if k not in takes]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        raise ValueError(f'predict {name!r} of this system has no setting {unknown[0]!r}: '
+                         + (f'choose from {", ".join(takes)}' if takes else 'it has none'))
+    settings = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
     try:
-        return find_predict(system, name).options(**settings)
+        return options(**settings)
     except TypeError as e:
         raise ValueError(f'settings of predict {name!r}: {e}') from None
 
@@ -65,10 +89,10 @@ class Predictor:
         if name not in self._jitted:
             run = find_predict(self.system, name).run
             self._jitted[name] = jax.jit(lambda v, k, b, o: run(v, k, prepare(b), o))
-        size = len(next(iter(batch.values())))
+        batch = numeric(batch)
+        size = rows_of(batch)
         padded = -(-size // sharding.batch_shards(self.mesh)) * sharding.batch_shards(self.mesh)
-        batch = {k: np.concatenate([v, np.repeat(v[-1:], padded - size, 0)]) if padded > size else v
-                 for k, v in numeric(batch).items()}
+        batch = {k: np.concatenate([v, np.repeat(v[-1:], padded - len(v), 0)]) for k, v in batch.items()}
         where = sharding.batch_sharding(self.mesh)
         batch = {k: jax.make_array_from_callback(v.shape, where, lambda i, v=v: v[i]) for k, v in batch.items()}
         keys = jax.jit(example_keys, out_shardings=where)(jax.random.key(seed), jnp.arange(padded) + first)
@@ -86,7 +110,7 @@ class Predictor:
         variables, first = self.place(variables), 0
         for batch in batches:
             yield self.call(name, variables, seed=seed, first=first, batch=batch, options=options), batch
-            first += len(next(iter(batch.values())))
+            first += rows_of(numeric(batch))
 
 
 class Evaluator(NamedTuple):

@@ -57,6 +57,8 @@ def _at_ratios(process: Process, ratios, max_steps, dtype=np.float32) -> Level:
     ratios = np.asarray(ratios, np.float64)
     data = ratios == 0
     times = process.inverse(-np.log(np.where(data, 1.0, ratios)))
+    for end in (process.t_min, process.t_max):  # rounding must not step over the ends
+        times = np.where(np.abs(times - end) < 1e-9 * (process.t_max - process.t_min), end, times)
     alpha, sigma = np.array(process.alpha(times)), np.array(process.sigma(times))
     with np.errstate(divide='ignore', invalid='ignore'):
         reached = np.isclose(sigma / alpha, ratios, rtol=1e-4)

@@ -11,7 +11,7 @@ from gen_jax.diffusion.times import discrete_uniform, uniform
 from gen_jax.sampling.likelihood import dequantise as bins
 from gen_jax.systems.diffusion_likelihood import likelihood_predicts
 from gen_jax.systems.diffusion_predicts import Trained, predicts
-from gen_jax.systems.inputs import check_image, condition_of
+from gen_jax.systems.inputs import condition_of, images_of
 from gen_jax.types import Objective, Parameterisation, Process, System, Times
 
 __all__ = ['diffusion']
@@ -123,15 +123,13 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
     uses['generate'].options(**model.settings)  # refuses names and settings now, not after the training
 
     def init(key, batch):
-        check_image(batch['image'], image_shape)
-        x = jnp.asarray(batch['image'])[:1]
+        x = jnp.asarray(images_of(batch, image_shape))[:1]
         given = {k: v[:1] for k, v in condition(batch).items()}
         history = {'times': times.init()} if hasattr(times, 'init') else {}
         return {'unet': network.init(key, x, jnp.zeros(1), **given)['params']}, history
 
     def objective(params, state, batch, noise):
-        check_image(batch['image'], image_shape)
-        x0, given = batch['image'], condition(batch)
+        x0, given = images_of(batch, image_shape), condition(batch)
         x0 = model.scale(bins(noise, x0, levels, inside=True) if dequantise else x0)
         t, importance = times(noise, x0.shape[0], state.extra)
         if guided:

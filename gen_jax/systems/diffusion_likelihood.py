@@ -14,6 +14,7 @@ from gen_jax.rng import Noise
 from gen_jax.sampling.adaptive import require_converged
 from gen_jax.sampling.likelihood import bits_per_dim, dequantise, log_likelihood
 from gen_jax.systems import plan
+from gen_jax.systems.inputs import images_of
 from gen_jax.types import Predict
 
 __all__ = ['likelihood_predicts']
@@ -29,7 +30,7 @@ def likelihood_predicts(model) -> dict[str, Predict]:
     def losses(variables, keys, batch, options):
         del options
         noise = Noise(keys)
-        x0, given = batch['image'], model.condition(batch)
+        x0, given = images_of(batch, model.image_shape), model.condition(batch)
         x0 = model.scale(dequantise(noise, x0, model.levels, inside=True) if model.dequantise else x0)
         per_example = denoising_loss(model.apply(variables.params['unet']), process, model.parameterisation)
         u, low, span = noise.uniform('offset'), process.t_min, process.t_max - process.t_min
@@ -44,7 +45,8 @@ def likelihood_predicts(model) -> dict[str, Predict]:
     def likelihood(variables, keys, batch, options):
         noise, (how,) = Noise(keys), options['how']
         divergence, probes = how
-        x = model.scale(dequantise(noise, batch['image'], model.levels, model.dequantise))
+        x = model.scale(dequantise(noise, images_of(batch, model.image_shape), model.levels,
+                                   model.dequantise))
         found = log_likelihood(denoiser(variables), process, x, model.condition(batch), noise=noise,
                                divergence=divergence, probes=int(probes), rtol=options['tol'], atol=options['tol'],
                                max_nfe=options['max_nfe'])
@@ -65,8 +67,8 @@ def likelihood_predicts(model) -> dict[str, Predict]:
         (variance,) = options['variance']
         denoise = denoiser(variables)
         denoise = denoise if model.clip is None else clip_x0(model.clip)(denoise)
-        found = vlb(Noise(keys), denoise, batch['image'], options['grid'], model.condition(batch), variance,
-                    model.levels)
+        x0 = images_of(batch, model.image_shape)
+        found = vlb(Noise(keys), denoise, x0, options['grid'], model.condition(batch), variance, model.levels)
         return {'bits_per_dim': found.total, 'prior': found.prior, 'terms': found.terms.T}
 
     def bound_options(steps: int | None = None, variance: str | None = None):

@@ -18,6 +18,7 @@ from gen_jax.sampling.adaptive import require_converged, sample_adaptive, time_r
 from gen_jax.sampling.count import network_calls
 from gen_jax.sampling.inpainting import check_mask
 from gen_jax.systems import plan
+from gen_jax.systems.inputs import images_of
 from gen_jax.types import Cond, DenoiseFn, Parameterisation, Predict, Process, PyTree
 
 __all__ = ['Trained', 'predicts']
@@ -54,8 +55,9 @@ class Trained(NamedTuple):
         low, high = self.image_range
         return x if (low, high) == (-1.0, 1.0) else low + 0.5 * (high - low) * (x + 1.0)
 
-    def inward(self, image):
-        """Images in [-1, 1] as the model knows them: grey levels are the middle of their bins for dequantised data."""
+    def inward(self, batch):
+        """The images of a batch as the model knows them; of dequantised data, the middle of each grey level's bin."""
+        image = images_of(batch, self.image_shape)
         if self.dequantise:
             image = bin_centres(image_to_level(image, self.levels), self.levels)
         return self.scale(image)
@@ -70,26 +72,10 @@ NAMED = ('steps', 'solver', 'spacing', 'corrector', 'corrector_steps', 'guidance
          'guidance_sigma_lo', 'guidance_sigma_hi', 'threshold', 'percentile')
 
 
-def _solver(name: str):
-    if name not in sampling.SOLVERS:
-        raise ValueError(f'solver {name!r}: choose from {", ".join(sampling.SOLVERS)}')
-    return getattr(sampling, name)
-
-
-def _corrector(name: str):
-    if name not in sampling.CORRECTORS:
-        raise ValueError(f'corrector {name!r}: choose from {", ".join(sampling.CORRECTORS)}')
-    return getattr(sampling, name)
-
-
-def _find(name: str):
-    return getattr(sampling, name)
-
-
 def _guidance(scale=None, rescale=None, sigma_lo=None, sigma_hi=None) -> dict[str, PyTree]:
     """Traced guidance settings; which of them are there is static."""
     given = {'rescale': rescale, 'sigma_lo': sigma_lo, 'sigma_hi': sigma_hi}
-    given = {k: v for k, v in given.items() if v is not None}
+    given = {k: plan.number(f'guidance_{k}', v) for k, v in given.items() if v is not None}
     if scale is None:
         if given:
             raise ValueError(f'guidance_{sorted(given)[0]} needs a guidance_scale')
@@ -105,6 +91,7 @@ def _threshold(kind: str | None, clip: float | None, percentile: float | None, c
     """{kind: traced settings} of the threshold on x0."""
     if kind not in (None, 'none', 'static', 'dynamic'):
         raise ValueError(f"threshold {kind!r}: choose from 'static', 'dynamic', 'none'")
+    percentile = None if percentile is None else plan.number('percentile', percentile)
     if percentile is not None and kind != 'dynamic':
         raise ValueError(f"percentile {percentile} is of threshold 'dynamic'; set that too")
     kind, percentile = kind or ('none' if clip is None else 'static'), 0.995 if percentile is None else percentile
@@ -118,6 +105,25 @@ def _threshold(kind: str | None, clip: float | None, percentile: float | None, c
         return {'static': {'limit': jnp.float32(limit)}}
     dynamic_threshold(percentile, limit)
     return {'dynamic': {'percentile': jnp.float32(percentile), 'limit': jnp.float32(limit)}}
+
+
+def _grid(model: Trained, steps: int, spacing: str, settings: Mapping[str, Any], strength: float | None):
+    process = model.process
+    for key, default in plan.keywords(grids.SPACINGS.get(spacing, grids.uniform_t)).items():
+        if key in settings and (isinstance(default, float) or default is None and key not in ('times', 'sigmas')):
+            plan.number(f'{key} of spacing {spacing!r}', settings[key])
+        elif key in settings and key in ('times', 'sigmas'):
+            try:
+                np.asarray(settings[key], np.float64)
+            except (TypeError, ValueError):
+                raise ValueError(f'{key} of spacing {spacing!r} must be numbers, got {settings[key]!r}') from None
+    if steps == 1 and strength is None and process.steps and spacing in ('leading', 'linspace'):
+        raise ValueError(f"spacing {spacing!r} with one step starts at t = 0, where there is no noise; use 'trailing'")
+    try:
+        grid = grids.grid(process, steps, spacing, max_steps=model.max_steps, **settings)
+        return grid if strength is None else sampling.truncate(grid, plan.number('strength', strength))
+    except TypeError as e:
+        raise ValueError(f'spacing {spacing!r} with {settings}: {e}') from None
 
 
 def sampling_options(model: Trained, *, steps: int | None = None, solver: str | None = None,
@@ -161,9 +167,9 @@ def sampling_options(model: Trained, *, steps: int | None = None, solver: str | 
     if guidance_scale is not None and not model.guided:
         raise ValueError(f'guidance_scale {guidance_scale}, but no unconditional branch was trained '
                          '(system.null and system.cond_dropout > 0); use guidance_scale None')
-    parts = [(solver, _solver(solver))]
+    parts = [(solver, plan.find(solver, 'solver'))]
     if corrector not in (None, 'none'):
-        parts.insert(0, (corrector, _corrector(corrector)))
+        parts.insert(0, (corrector, plan.find(corrector, 'corrector')))
     elif given_steps is not None and corrector is None:
         raise ValueError(f'corrector_steps {given_steps}, but there is no corrector; choose from '
                          f'{", ".join(sampling.CORRECTORS)}')
@@ -172,12 +178,7 @@ def sampling_options(model: Trained, *, steps: int | None = None, solver: str | 
     settings = {**{k: v for k, v in default.items() if k in taken},
                 **{k: v for k, v in settings.items() if v is not None}}
     grid_settings = {k: settings.pop(k) for k in sorted(grid_keys) if k in settings}
-    try:
-        grid = grids.grid(process, steps, spacing, max_steps=model.max_steps, **grid_settings)
-        grid = grid if strength is None else sampling.truncate(grid, strength)
-    except TypeError as e:
-        raise ValueError(f'spacing {spacing!r} with {grid_settings}, strength {strength!r}: {e}') from None
-    return {'grid': grid,
+    return {'grid': _grid(model, steps, spacing, grid_settings, strength),
             'guidance': _guidance(guidance_scale, **guidance),
             'threshold': _threshold(threshold, model.clip, percentile, tuple(model.image_range) == (-1.0, 1.0)),
             'sampler': plan.bind(parts, process, settings, (*NAMED, *grid_keys)),
@@ -186,7 +187,7 @@ def sampling_options(model: Trained, *, steps: int | None = None, solver: str | 
 
 def sampler_of(model: Trained, options):
     """The sampler that the options describe: correctors, then the solver, within each row."""
-    *correctors, solver = plan.make(options['sampler'], model.process, _find)
+    *correctors, solver = plan.make(options['sampler'], model.process, plan.find)
     (n,) = (int(k) for k in options['repeat'])
     return sampling.chain(*(sampling.repeat(c, n) if n > 1 else c for c in correctors), solver) \
         if correctors else solver
@@ -255,14 +256,14 @@ def predicts(model: Trained) -> dict[str, Predict]:
 
     def edit(variables, keys, batch, options):
         noise = Noise(keys)
-        x = sampling.start_from(noise, model.inward(batch['image']), options['grid'])
+        x = sampling.start_from(noise, model.inward(batch), options['grid'])
         return {'image': model.outward(run(variables, noise, batch, options, x))}
 
     def inverted(variables, keys, batch, options):
         """The noise that the picture came from, by the probability-flow ODE walked backwards."""
         back = {**options, 'grid': options['back'], 'guidance': {}, 'threshold': {}}
         (n,) = options['iterations']
-        return run(variables, Noise(keys), batch, back, model.inward(batch['image']), sampling.ddim_inverse(int(n)))
+        return run(variables, Noise(keys), batch, back, model.inward(batch), sampling.ddim_inverse(int(n)))
 
     def reconstruct(variables, keys, batch, options):
         x = inverted(variables, keys, batch, options)
@@ -302,7 +303,7 @@ def predicts(model: Trained) -> dict[str, Predict]:
         return {**options(**settings), 'weight': jnp.linspace(0.0, 1.0, pictures)}
 
     def inpaint(variables, keys, batch, options):
-        noise, known = Noise(keys), model.inward(batch['image'])
+        noise, known = Noise(keys), model.inward(batch)
         mask = batch['mask'] if 'mask' in batch else jnp.broadcast_to(options['mask'], known.shape[:-1] + (1,))
         solver = sampler_of(model, options)
         sampler = sampling.time_travel(sampling.chain(solver, sampling.replace_known(known, mask)))
@@ -314,8 +315,9 @@ def predicts(model: Trained) -> dict[str, Predict]:
     def check_range(out):
         low, high = np.min(out['mask_range']), np.max(out['mask_range'])
         if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f'mask must lie within [0, 1] (1 is known), got {low:g} .. {high:g}; divide a picture of '
-                             '0 .. 255 by 255')
+            got = f'{low:g} .. {high:g}' if low <= high else 'values that are no numbers'
+            raise ValueError(f'mask must lie within [0, 1] (1 is known), got {got}; divide a picture of 0 .. 255 by '
+                             '255')
 
     def inpaint_options(keep='top', jump_length: int = 1, jump_n_sample: int = 1, **settings):
         found = options(**settings)

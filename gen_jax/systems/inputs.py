@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from gen_jax.types import Batch, Cond
+from gen_jax.types import Array, Batch, Cond
 
-__all__ = ['check_image', 'condition_of']
+__all__ = ['condition_of', 'images_of']
 
 
 def condition_of(batch: Batch, cond: Mapping[str, str]) -> Cond:
@@ -20,8 +20,16 @@ def condition_of(batch: Batch, cond: Mapping[str, str]) -> Cond:
     return {name: batch[key] for name, key in cond.items()}
 
 
-def check_image(image, image_shape: Sequence[int]) -> None:
-    """Refuses images [B, H, W, C] of another (H, W, C) with a ValueError."""
+def images_of(batch: Batch, image_shape: Sequence[int]) -> Array:
+    """batch['image'] [B, H, W, C].
+
+    Raises:
+        ValueError: there is none, or it is of another (H, W, C).
+    """
+    if 'image' not in batch:
+        raise ValueError(f"the batch has no 'image': it has {sorted(batch)}")
+    image = batch['image']
     if tuple(image.shape[1:]) != tuple(image_shape):
         raise ValueError(f'images of shape {tuple(image.shape[1:])} for a model of image_shape {tuple(image_shape)}; '
                          'set data.options or transforms, or system.image_shape')
+    return image

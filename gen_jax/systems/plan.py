@@ -12,10 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 
+from gen_jax import sampling
 from gen_jax.names import choices
 from gen_jax.types import Process, PyTree, Sampler
 
-__all__ = ['bind', 'check_like', 'keywords', 'make', 'whole']
+__all__ = ['bind', 'check_like', 'find', 'keywords', 'make', 'number', 'whole']
+
+
+def find(name: str, kind: str = '') -> Callable:
+    """The maker of that name in gen_jax.sampling; of a 'solver' or a 'corrector', a ValueError with the choices."""
+    known = {'solver': sampling.SOLVERS, 'corrector': sampling.CORRECTORS}.get(kind)
+    if known is not None and name not in known:
+        raise ValueError(f'{kind} {name!r}: choose from {", ".join(known)}')
+    return getattr(sampling, name)
 
 
 def keywords(maker: Callable) -> dict[str, object]:
@@ -42,6 +51,13 @@ def whole(name: str, value: object, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f'{name} must be an integer of at least {least}, got {value!r}')
     return value
+
+
+def number(name: str, value: object) -> float:
+    """A setting that is a number, or a ValueError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ValueError(f'{name} must be a number, got {value!r}')
+    return float(value)
 
 
 def _call(maker: Callable, process: Process, values: Mapping[str, object]):

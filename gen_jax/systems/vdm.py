@@ -5,7 +5,6 @@
 Kingma et al., 2021 (https://arxiv.org/abs/2107.00630), Eq. 11. The process is built from the network's parameters.
 """
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +20,9 @@ from gen_jax.diffusion.times import low_discrepancy, uniform
 from gen_jax.diffusion.vlb import grey_level_nll, prior_kl
 from gen_jax.losses.reconstruction import bin_centres, image_to_level, level_to_image, nearest_level
 from gen_jax.rng import Noise
-from gen_jax.systems.inputs import check_image, condition_of
+from gen_jax.sampling.count import network_calls
+from gen_jax.systems import plan
+from gen_jax.systems.inputs import condition_of, images_of
 from gen_jax.types import Array, Level, Objective, Predict, Process, System
 
 __all__ = ['vdm']
@@ -56,7 +57,7 @@ def vdm(network, *, image_shape: Sequence[int], levels: int = 256, timesteps: in
     Returns:
         A System with parameters 'vdm', objective 'elbo', optimizer 'vdm' and these predicts:
 
-        * generate (settings: steps): 'image' in [-1, 1], on the grid of levels.
+        * generate (settings: steps, solver and its keywords): 'image' in [-1, 1], on the grid of levels.
         * bpd (settings: samples, the stratified times per example): 'bits_per_dim' and its parts 'diffusion', 'prior'
           and 'reconstruction', all in bits per dimension, [B].
         * losses (settings: samples): the diffusion part by time, 'loss' and 't' [B, samples].
@@ -69,11 +70,7 @@ def vdm(network, *, image_shape: Sequence[int], levels: int = 256, timesteps: in
         raise ValueError(f'levels is {levels}; a likelihood of grey levels needs at least 2')
     if timesteps < 0:
         raise ValueError(f'timesteps is {timesteps}; give T >= 1, or 0 for continuous time')
-    if solver not in sampling.SOLVERS:
-        raise ValueError(f'solver {solver!r}: choose from {", ".join(sampling.SOLVERS)}')
-
-    make_solver = getattr(sampling, solver)
-    needs_process = 'process' in inspect.signature(make_solver).parameters
+    stand_in = learned(lambda t: 10.0 * t - 5.0)  # where no parameters are at hand: to check settings, to count calls
 
     def apply(params, *args, noise=None, **kwargs):
         rngs = None if noise is None else {'dropout': noise.key('dropout')}
@@ -86,12 +83,11 @@ def vdm(network, *, image_shape: Sequence[int], levels: int = 256, timesteps: in
         return condition_of(batch, cond)
 
     def data(batch):
-        check_image(batch['image'], image_shape)
-        return bin_centres(image_to_level(batch['image'], levels), levels)
+        return bin_centres(image_to_level(images_of(batch, image_shape), levels), levels)
 
     def init(key, batch):
         given = {k: jnp.asarray(v)[:1] for k, v in condition(batch).items()}
-        x = data({'image': jnp.asarray(batch['image'])[:1]})
+        x = data({k: jnp.asarray(v)[:1] for k, v in batch.items() if k == 'image'})
         return {'vdm': network.init(key, x, jnp.zeros(1), **given).get('params', {})}, {}
 
     def diffusion_loss(params, x, t, noise, given, train=False):
@@ -161,16 +157,28 @@ def vdm(network, *, image_shape: Sequence[int], levels: int = 256, timesteps: in
             lambda z, t, given: apply(params, z, t, **given), process)
         x_T = noise.normal('x_T', (keys.shape[0], *image_shape))
         grid = even_grid(process, options['steps'], max_steps)
-        sampler = make_solver(**({'process': process} if needs_process else {}))
+        (sampler,) = plan.make(options['sampler'], process, plan.find)
         point = sampling.sample(noise, denoise, sampler, x_T, grid, condition(batch))
         return {'image': level_to_image(nearest_level(point.x / grid.alpha[-1], levels), levels)}
 
-    def options(steps: int = steps):
-        if not 1 <= steps <= max_steps:
+    def options(steps: int = steps, solver: str = solver, **settings):
+        plan.whole('steps', steps)
+        if steps > max_steps:
             raise ValueError(f'steps is {steps}; give 1 to {max_steps} (max_steps)')
-        return {'steps': np.int32(steps)}
+        for key in settings:
+            if key in ('spacing', 'corrector', 'guidance_scale', 'threshold'):
+                raise ValueError(f'{key}: a VDM is sampled on even steps of its learned schedule, without correctors, '
+                                 'guidance and thresholds; its settings are steps, solver and the keywords of that '
+                                 'solver')
+        parts = [(solver, plan.find(solver, 'solver'))]
+        return {'steps': np.int32(steps), 'sampler': plan.bind(parts, stand_in, settings, ('steps', 'solver'))}
 
-    predict = {'generate': Predict(generate, options, tuple(cond.values()), defaults={'steps': steps},
-                                   nfe=lambda options: int(options['steps'])),
+    def nfe(options):
+        (sampler,) = plan.make(options['sampler'], stand_in, plan.find)
+        return network_calls(sampler, even_grid(stand_in, options['steps'], max_steps))
+
+    options()  # refuses a solver that there is not now, not after the training
+    predict = {'generate': Predict(generate, options, tuple(cond.values()),
+                                   defaults={'steps': steps, 'solver': solver}, nfe=nfe),
                'bpd': Predict(bpd, loss_options), 'losses': Predict(losses, loss_options)}
     return System(init, {'elbo': Objective(loss, ('vdm',), 'vdm')}, predict)

@@ -183,3 +183,11 @@ def test_defaults():
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize('n', [10, 232, 500, 907])
+def test_karras_reaches_both_ends_of_ncsns_sigmas(n):
+    """Rounding in the inverse must not step over the ends, where a table of sigmas has the data."""
+    process = diffusion.discrete_ve(sigma_max=50.0, sigma_min=0.01, n=n)
+    rows = grid(process, 6, 'karras')
+    np.testing.assert_allclose(rows.sigma[[0, -2, -1]], [50.0, 0.01, 0.0], rtol=1e-5)

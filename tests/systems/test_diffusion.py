@@ -122,6 +122,20 @@ def test_bad_settings(settings, match):
         trained()[0].options('generate', settings)
 
 
+@pytest.mark.parametrize('settings, match', [
+    ({'steps': 1, 'spacing': 'leading'}, "one step starts at t = 0.*'trailing'"),
+    ({'steps': 1, 'spacing': 'linspace'}, "one step starts at t = 0.*'trailing'"),
+    ({'spacing': 'karras', 'rho': 'abc'}, "rho of spacing 'karras' must be a number, got 'abc'"),
+    ({'spacing': 'karras', 'sigma_min': 'abc'}, "sigma_min of spacing 'karras' must be a number"),
+    ({'spacing': 'custom', 'sigmas': 'abc'}, "sigmas of spacing 'custom' must be numbers, got 'abc'"),
+    ({'guidance_scale': 2.0, 'guidance_sigma_lo': 'abc'}, "guidance_sigma_lo must be a number, got 'abc'"),
+    ({'threshold': 'dynamic', 'percentile': 'abc'}, "percentile must be a number, got 'abc'"),
+])
+def test_bad_settings_of_a_table(settings, match):
+    with pytest.raises(ValueError, match=match):
+        trained(discrete=True)[0].options('generate', settings)
+
+
 @pytest.mark.parametrize('name, settings, match', [
     ('edit', {'strength': 0.0}, 'strength'), ('edit', {'strength': 1.2}, 'strength'), ('inpaint', {'keep': 'x'}, 'top'),
     ('edit', {'strength': 'a'}, 'strength'), ('inpaint', {'jump_n_sample': 2.5}, 'jump_n_sample.*2.5'),

@@ -167,7 +167,7 @@ def test_the_bound_of_an_exact_denoiser_is_the_entropy(low, p):
 
 def test_samples_of_an_exact_denoiser_have_the_frequencies_of_the_data():
     """And another number of steps does not compile again."""
-    system = vdm(GreyLevels(bend=0.5), image_shape=(8, 8, 1), levels=LEVELS, max_steps=200)
+    system = vdm(GreyLevels(bend=0.5), image_shape=(8, 8, 1), levels=LEVELS, steps=100, max_steps=200)
     generate = system.predict['generate']
     call, keys = jax.jit(generate.run), example_keys(0, np.arange(64))
     image, coarse = (call(Variables({'vdm': {}}), keys, {}, generate.options(steps=n))['image'] for n in (150, 2))
@@ -176,6 +176,21 @@ def test_samples_of_an_exact_denoiser_have_the_frequencies_of_the_data():
     np.testing.assert_allclose(level, np.round(level), atol=1e-5)
     seen = np.bincount(np.round(level).astype(int).ravel(), minlength=LEVELS) / level.size
     assert (np.abs(seen - P) < 5 * np.sqrt(P * (1 - P) / level.size)).all(), seen
+
+
+def test_any_solver_samples_a_learned_schedule():
+    """With an exact denoiser the deterministic ones agree where steps are fine, and differ where they are coarse."""
+    system = vdm(GreyLevels(bend=0.5), image_shape=(8, 8, 1), levels=LEVELS, steps=100, max_steps=200)
+    generate = system.predict['generate']
+    assert [generate.nfe(generate.options(steps=9, solver=s)) for s in ('ddpm', 'heun', 'plms')] == [9, 18, 10]
+
+    def samples(solver, steps):
+        options = generate.options(steps=steps, solver=solver)
+        out = jax.jit(generate.run)(Variables({'vdm': {}}), example_keys(0, np.arange(8)), {}, options)
+        return np.asarray(out['image'])
+
+    exact = samples('heun', 200)
+    assert (samples('dpm2', 200) != exact).mean() < 0.02 and (samples('ddim', 3) != exact).mean() > 0.02
 
 
 def test_inverse_of_a_learned_process():
@@ -226,7 +241,10 @@ def test_bad_input():
         (lambda: vdm(network, **shape, timesteps=-1), 'timesteps is -1'),
         (lambda: vdm(network, **shape, solver='dpm'), "solver 'dpm': choose from ddpm"),
         (lambda: vdm(network, **shape).predict['bpd'].options(samples=0), 'samples is 0'),
-        (lambda: vdm(network, **shape).predict['generate'].options(steps=0), 'steps is 0; give 1 to 1000'),
+        (lambda: vdm(network, **shape).predict['generate'].options(steps=0), 'steps must be .* got 0'),
+        (lambda: vdm(network, **shape).predict['generate'].options(steps=1001), 'steps is 1001; give 1 to 1000'),
+        (lambda: vdm(network, **shape).predict['generate'].options(solver='ddim', eta=2.0), 'eta must lie'),
+        (lambda: vdm(network, **shape).predict['generate'].options(spacing='karras'), 'spacing: a VDM is sampled on'),
         (lambda: vdm(network, **shape).init(jax.random.key(0), batch), r'\(4, 4, 1\) for a model of.*\(8, 8, 1\)'),
         (lambda: vdm(network, **shape, cond={'conditioning': 'label'}).init(jax.random.key(0), batch), "no 'label'"),
     ):

@@ -1,0 +1,37 @@
+"""The studies, shrunk: from the sweep to the report, the table and the figure, by the command that users run."""
+
+import pytest
+from PIL import Image
+
+from experiments.fewer_steps import fewer_steps
+from experiments.study import STUDIES, main
+from gen_jax.report import make_report
+from gen_jax.sweeps.plan import make_plan
+
+ROWS = {'fewer_steps': 4, 'guidance_scale': 2, 'training_choices': 2}
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_debug_variant(name, tmp_path):
+    assert main([name, '--workdir', str(tmp_path), '--debug']) == 0
+    table = (tmp_path / 'table.md').read_text()
+    assert table.count('\n| ') == ROWS[name] + table.count('|---|\n') and ' ± ' in table and 'nan' not in table
+    assert Image.open(tmp_path / 'figure.png').width > 400
+    assert (tmp_path / 'report' / 'report.html').stat().st_size > 1e6
+    # Every run is there, and the seeds make groups of two.
+    report = make_report([tmp_path])
+    plan = make_plan(f'experiments/{name}/{name}.py:debug')
+    assert {r.name for r in report.runs} == set(plan.runs) and {r.status for r in report.runs} == {'done'}
+    assert {len(g.runs) for g in report.groups} <= {1, 2}
+
+
+def test_budgets_are_kept():
+    """No evaluation spends more calls than its column says, and Heun at most one fewer."""
+    plan = make_plan('experiments/fewer_steps/fewer_steps.py')
+    scored = [r for r in plan.runs.values() if r.of]
+    assert len(scored) == 8 * 5 * 3 + 2
+    for run in scored:
+        label, budget = fewer_steps.label_and_budget(run)
+        steps = run.overrides['evaluate.generate.settings']['steps']
+        calls = 2 * steps - 1 if label == 'Heun' else steps
+        assert budget - 1 <= calls <= budget and (label == 'Heun' or calls == budget)
