@@ -9,16 +9,17 @@ UNet of `digits` at half the width, so that the whole study takes half an hour o
 from gen_jax.config import load_config
 
 TABLE = {'name': 'diffusion.discrete_ddpm', 'schedule': 'linear', 'steps': 1000}
-# label -> (settings of the predict, calls per step)
+# label -> (settings of the predict, calls per step). As published: ancestral sampling clips x0 and, like DDIM, walks the
+# 'leading' steps of the papers' code; EDM's solvers walk their own grid; nothing else is clipped.
 SOLVERS = {
-    'DDPM, ancestral': ({'solver': 'ddpm', 'variance': 'fixed_large'}, 1),
-    'DDIM, eta 1': ({'solver': 'ddim', 'eta': 1.0}, 1),
-    'DDIM, eta 0.5': ({'solver': 'ddim', 'eta': 0.5}, 1),
-    'DDIM, eta 0': ({'solver': 'ddim', 'eta': 0.0}, 1),
-    'Euler': ({'solver': 'euler', 'spacing': 'karras'}, 1),
-    'Heun': ({'solver': 'heun', 'spacing': 'karras'}, 2),
-    'DPM-Solver++ 2M': ({'solver': 'dpmpp_2m'}, 1),
-    'UniPC': ({'solver': 'unipc'}, 1),
+    'DDPM, ancestral': ({'solver': 'ddpm', 'variance': 'fixed_large', 'spacing': 'leading'}, 1),
+    'DDIM, eta 1': ({'solver': 'ddim', 'eta': 1.0, 'spacing': 'leading', 'threshold': 'none'}, 1),
+    'DDIM, eta 0.5': ({'solver': 'ddim', 'eta': 0.5, 'spacing': 'leading', 'threshold': 'none'}, 1),
+    'DDIM, eta 0': ({'solver': 'ddim', 'eta': 0.0, 'spacing': 'leading', 'threshold': 'none'}, 1),
+    'Euler': ({'solver': 'euler', 'spacing': 'karras', 'threshold': 'none'}, 1),
+    'Heun': ({'solver': 'heun', 'spacing': 'karras', 'threshold': 'none'}, 2),
+    'DPM-Solver++ 2M': ({'solver': 'dpmpp_2m', 'spacing': 'trailing', 'threshold': 'none'}, 1),
+    'UniPC': ({'solver': 'unipc', 'spacing': 'trailing', 'threshold': 'none'}, 1),
 }
 BUDGETS = (5, 10, 20, 50, 100)
 SEEDS = (0, 1, 2)

@@ -32,8 +32,13 @@ def _train(config, home) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _load(base):
+    import jax
+
     from gen_jax.build import load
-    return load(base)
+    loaded = load(base)
+    if jax.process_count() > 1:  # each process has read it all: from the host it can go to every device
+        loaded = loaded._replace(state=jax.device_get(loaded.state))
+    return loaded
 
 
 def _evaluate(run, base, home) -> None:

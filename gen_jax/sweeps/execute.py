@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ class Work(NamedTuple):
     train: Callable[[Any, Path], int]
     """(config, run folder) -> 0, or the exit code of a stop that was asked for (then it saved, and will go on)."""
     evaluate: Callable[[Run, Path, Path], None]
-    """(run, folder of the checkpoint, run folder): writes evaluation.json."""
+    """(run, folder of the checkpoint, folder for the results): writes evaluation.json."""
 
 
 def check_one_process(plan: Plan, ids: Sequence[str]) -> None:
@@ -91,7 +92,7 @@ def _attempt(plan: Plan, run: Run, workdir: Path, work: Work) -> int:
         try:
             if run.of is not None:
                 write_text(home / 'config.json', config_lib.to_json(run.config))
-            code = _do(plan, run, workdir, work)
+            code = _do(plan, run, workdir, work, home)
         except Exception as error:  # whatever it is: recorded, and the others go on
             traceback.print_exc()
             close('failed', f'{type(error).__name__}: {error}'[:2000])
@@ -104,15 +105,17 @@ def _attempt(plan: Plan, run: Run, workdir: Path, work: Work) -> int:
 
 
 def _follow(plan: Plan, run: Run, workdir: Path, work: Work) -> int:
-    return 0 if ledger.recorded(workdir, run) == 'done' else _do(plan, run, workdir, work)
+    if ledger.recorded(workdir, run) == 'done':
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:  # all compute the results, and the first writes them
+        return _do(plan, run, workdir, work, Path(scratch))
 
 
-def _do(plan: Plan, run: Run, workdir: Path, work: Work) -> int:
-    home = ledger.folder(workdir, run.id)
-    code = work.train(run.config, home) if run.of is None else 0
+def _do(plan: Plan, run: Run, workdir: Path, work: Work, results: Path) -> int:
+    code = work.train(run.config, ledger.folder(workdir, run.id)) if run.of is None else 0
     if code == 0:
         with _dies_at_once():
-            work.evaluate(run, plan.base(run, workdir), home)
+            work.evaluate(run, plan.base(run, workdir), results)
     return code
 
 

@@ -114,6 +114,27 @@ def test_a_sweep_killed_and_restarted_has_the_same_numbers(tmp_path, environment
 
 
 @pytest.mark.slow
+def test_two_processes_do_one_run(tmp_path, environment):
+    """As on two hosts of a pod: jax.distributed finds the others by the variables of a launcher, here those of MPI."""
+    (tmp_path / 'tiny.py').write_text(TINY)
+    config, port = str(tmp_path / 'tiny.py'), random.randint(20000, 60000)
+    for run in make_plan(config).runs:
+        both = [start(config, tmp_path / 'w', {
+            **environment, 'OMPI_MCA_orte_hnp_uri': f'{port}.0;tcp://127.0.0.1:1', 'OMPI_COMM_WORLD_SIZE': '2',
+            'OMPI_COMM_WORLD_RANK': rank, 'OMPI_COMM_WORLD_LOCAL_RANK': rank}, '--run', run, '--distributed')
+            for rank in '01']
+        outputs = [p.communicate(timeout=300)[0] for p in both]
+        assert [p.returncode for p in both] == [0, 0], outputs
+    finish(config, tmp_path / 'alone', environment)
+    made, alone = results(tmp_path / 'w'), results(tmp_path / 'alone')
+    assert made.keys() == alone.keys()
+    for run, text in made.items():  # equal but for rounding: there were twice the devices
+        a, b = (json.loads(t)['heldout']['iw_bits_per_dim'] for t in (text, alone[run]))
+        assert abs(a - b) < 1e-3 * abs(b), (run, a, b)
+        assert ledger.read(tmp_path / 'w', run)['attempts'] == 1
+
+
+@pytest.mark.slow
 def test_random_kills_of_diffusion_sweeps(tmp_path, environment):
     (tmp_path / 'methods.py').write_text(METHODS)
     config = str(tmp_path / 'methods.py')

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gen_jax.sweeps import ledger
+from gen_jax.sweeps.execute import Work, execute
 from gen_jax.sweeps.plan import make_plan
 from tests.sweeps.stub import config_file
 
@@ -194,6 +195,7 @@ def test_signals_reach_the_runs(tmp_path, number):
     assert record['status'] == 'pending' and '[1/1] stopped' in output and '1 left; run the same' in output
     stopped = int(steps.read_text().split()[-1])
     assert sweep(config, tmp_path / 'w')[0] == 0
+    assert ledger.read(tmp_path / 'w', run)['seconds'] >= 50 * 0.02, 'of all attempts'
     assert steps.read_text().split() == [str(n) for n in range(1, 51)] and stopped < 50, 'it went on where it was'
 
 
@@ -291,6 +293,22 @@ def test_one_run_by_itself(tmp_path):
     assert not torn.exists(), 'what a killed process had half written'
     assert results(tmp_path / 'w').keys() == {base, evaluation}
     assert {r['attempts'] for r in records(config, tmp_path / 'w').values()} == {1}
+
+
+def test_the_followers_on_a_pod_keep_no_books(tmp_path):
+    plan = make_plan(config_file(tmp_path, "add({'seed': 1})"))
+    (run,), seen = plan.runs, []
+
+    def evaluate(run, base, results):
+        seen.append((base, results))
+        (results / 'evaluation.json').write_text('{}')
+
+    work = Work(lambda config, home: 0, evaluate)
+    assert execute(plan, [run], tmp_path / 'w', work, leader=False) == 0 and not (tmp_path / 'w').exists()
+    assert execute(plan, [run], tmp_path / 'w', work) == 0
+    home = tmp_path / 'w' / 'runs' / run
+    assert [base for base, _ in seen] == [home] * 2 and seen[0][1] != home == seen[1][1]
+    assert execute(plan, [run], tmp_path / 'w', work, leader=False) == 0 and len(seen) == 2, 'done already'
 
 
 def test_time_that_is_used_up(tmp_path):
