@@ -1,5 +1,6 @@
 """What differs between runs, and which of them are the same but for their seeds."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ class Axis(NamedTuple):
     """A setting that differs between groups."""
 
     key: str
-    """Dotted key of the config; 'config' for the NAME[:ARG] that a sweep gives its runs."""
+    """Dotted key of the config; 'config' and 'config:KEY' for what a sweep says by the config's name and argument."""
     name: str
     """The shortest end of the key that no other axis has."""
     values: tuple
@@ -41,7 +42,7 @@ class Group(NamedTuple):
     """Runs that are equal but for their seeds."""
 
     label: str
-    """name=value, for every axis; the name of the run where nothing was swept and every group is one run."""
+    """name=value of what is set; the name of the run where nothing was swept and every group is one run."""
     settings: Mapping[str, Any]
     """Axis key -> value."""
     runs: tuple[Run, ...]
@@ -84,8 +85,20 @@ def show(value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _arguments(spec: str) -> dict[str, Any]:
+    """'digits:debug,lr=0.1' -> {'config': 'digits:debug', 'config:lr': 0.1}."""
+    name, colon, arg = spec.partition(':')
+    parts = [part.partition('=') for part in arg.split(',') if part]
+    bare = ','.join(key for key, eq, _ in parts if not eq)
+    found = {f'config:{key}': value for key, eq, value in parts if eq}
+    for key, value in found.items():
+        with contextlib.suppress(ValueError):
+            found[key] = float(value)
+    return {'config': f'{name}:{bare}' if bare else name, **found} if spec else {}
+
+
 def _value(run: Run, key: str):
-    return run.spec or ABSENT if key == 'config' else run.config.get(key, ABSENT)
+    return _arguments(run.spec).get(key, ABSENT) if key.startswith('config') else run.config.get(key, ABSENT)
 
 
 def differing(runs: Sequence[Run]) -> dict[str, tuple]:
@@ -112,9 +125,11 @@ def merge_tied(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
 
 def _columns(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
     """Keys of the axes: what a sweep set, if that tells its groups apart; else all that differs, few enough to read."""
-    swept = [k for k in keys if any(k in r.overrides for r in runs)]
+    overridden = {o for r in runs for o in r.overrides}
+    swept = [k for k in keys if any(k == o or k.startswith(f'{o}.') for o in overridden)]
+    arguments = sorted({k for r in runs for k in _arguments(r.spec)})
     full = max(_partition(runs, keys), default=0)
-    for chosen in (swept, ['config', *swept] if len({r.spec for r in runs}) > 1 else []):
+    for chosen in (swept, [k for k in arguments if max(_partition(runs, [k])) > 0] + swept):
         if chosen and max(_partition(runs, chosen)) == full:
             return merge_tied(runs, chosen)
     merged = merge_tied(runs, keys)
@@ -130,7 +145,8 @@ def _columns(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
 def _short(key: str) -> list[str]:
     """Candidates for a short name: the last part (of a thing's name, the thing), then longer ends."""
     parts = key.split('.')
-    parts = parts[:-1] if parts[-1] == 'name' and len(parts) > 1 else parts
+    parts = parts[:-1] if parts[-1] == 'name' and len(parts) > 1 else [key.removeprefix('config:')] \
+        if key.startswith('config:') else parts
     return ['.'.join(parts[-n:]) for n in range(1, len(parts) + 1)] + [key]
 
 
@@ -150,7 +166,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Axis], list[Group]]:
     """
     runs = [r for r in runs if r.config]
     keys = [k for k in differing(runs) if not is_seed(k) and not is_quiet(k)]
-    order = sorted(_columns(runs, keys), key=lambda k: (k != 'config', k))
+    order = sorted(_columns(runs, keys), key=lambda k: (not k.startswith('config'), k))
     names, classes = {}, {k: _partition(runs, [k]) for k in {*keys, *order}}
     for key in order:
         names[key] = next(n for n in _short(key) if all(n not in _short(k) for k in order if k != key) or n == key)
@@ -167,7 +183,8 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Axis], list[Group]]:
     groups = []
     for same in members.values():
         settings = {a.key: _value(same[0], a.key) for a in axes}
-        label = ', '.join(f'{a.name}={a.show(settings[a.key])}' for a in axes) or 'all runs'
+        label = ', '.join(f'{a.name}={a.show(settings[a.key])}' for a in axes if settings[a.key] != ABSENT)
+        label = label or ('nothing set' if axes else 'all runs')
         groups.append(Group(label, settings, tuple(sorted(same, key=lambda r: (seed_key(r), r.name)))))
     if len(groups) == len(runs) > 1 and not any(r.overrides for r in runs):
         return axes, [g._replace(label=g.runs[0].name) for g in groups]

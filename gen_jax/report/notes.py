@@ -65,16 +65,18 @@ def _recipes(runs, axes, metrics) -> list[Note]:
 
 def _missing(groups, metrics) -> list[Note]:
     runs = [r for g in groups for r in g.runs if r.curves]
-    lacking: dict[tuple[int, ...], list[str]] = {}
-    for metric in metrics:
-        without = tuple(i for i, r in enumerate(runs) if metric.name not in r.curves)
-        if without:
-            lacking.setdefault(without, []).append(metric.name)
+    trained = [r for r in runs if r.curves.keys() - r.recipes.keys()]  # evaluations of others have no losses to miss
     notes = []
-    for without, names in lacking.items():
-        few = len(without) * 2 <= len(runs)
-        text = f'no value of {_list(names)}' if few else f'no other run has a value of {_list(names)}'
-        notes += [Note(r.name, text) for i, r in enumerate(runs) if (i in without) == few]
+    for among, logged in ((runs, False), (trained, True)):
+        lacking: dict[tuple[int, ...], list[str]] = {}
+        for metric in metrics:
+            without = tuple(i for i, r in enumerate(among) if metric.name not in r.curves)
+            if without and metric.recipe != logged:
+                lacking.setdefault(without, []).append(metric.name)
+        for without, names in lacking.items():
+            few = len(without) * 2 <= len(among)
+            text = f'no value of {_list(names)}' if few else f'no other run has a value of {_list(names)}'
+            notes += [Note(r.name, text) for i, r in enumerate(among) if (i in without) == few]
     return notes
 
 

@@ -71,7 +71,7 @@ function drawResults() {
   byId('legend').textContent = (tested
     ? `Mean ${state.spread === 'ci' ? 'and 95 % t-interval' : '± standard error'} over n ${data.words}. Bold: best mean. `
       + `* differs from ${data.baseline === null ? 'the best group of several seeds' : `the baseline (${data.baseline})`}, p < 0.05 (t-test, paired where `
-      + 'the seeds are the same, else Welch’s; adjusted by Holm over the groups of a column). ° tested, no difference seen. '
+      + 'the seeds are the same, else Welch’s; adjusted by Holm over the groups of a column). ° tested, not significant. '
       + 'No mark: no test is possible. A few seeds give an interval, not a proof'
       + (data.baseline === null ? ', and the best group was chosen by these same numbers: name a baseline for a fair test.' : '.')
       + (state.which === 'best' ? ' Best over training: the step was chosen by the value itself, which flatters it.' : '')

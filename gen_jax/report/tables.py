@@ -166,8 +166,8 @@ def legend(report: Report) -> str:
         else f'the baseline ({_cell(report.groups[report.baseline].label)})'
     return (f'Mean ± standard error over n {report.seed_words}. **Bold**: best mean. \\*: differs from {against}, '
             "p < 0.05 (t-test, paired where the seeds are the same, else Welch's; adjusted by Holm over the groups of "
-            'a column); °: tested, no difference seen; no mark: no test is possible. A few seeds give an interval, not '
-            'a proof.')
+            'a column); °: tested, not significant; no mark: no test is possible. A few seeds give an interval, not a '
+            'proof.')
 
 
 def summary_markdown(report: Report) -> str:

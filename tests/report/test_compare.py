@@ -77,6 +77,20 @@ def test_a_sweep_names_its_own_axes():
     assert [a.key for a in axes] == ['optim.lr'] and axes[0].tied == ('train.steps',)
     runs = [make(s, spec=f'digits:{s}', overrides={'seed': 0}, a=s, b=s[0], seed=0) for s in ('eps', 'v', 'edm')]
     assert [a.key for a in group_runs(runs)[0]] == ['config'], 'variants of a config by its argument'
+    runs = [make(f'{t}{n}', spec=f'a/b.py:debug,target={t},n={n}', x=t, y=n * 2, z=f'{t}{n}'[1:]) for n in (10, 5)
+            for t in ('eps', 'v')]
+    axes, groups = group_runs(runs)
+    assert [(a.key, a.name, a.numeric) for a in axes] == [('config:n', 'n', True), ('config:target', 'target', False)]
+    assert [g.label for g in groups] == ['n=5, target=eps', 'n=5, target=v', 'n=10, target=eps', 'n=10, target=v']
+    assert axes[0].tied == ('y',)
+    runs = [make(s, overrides={'e.settings': {'solver': s}}, e__settings__solver=s, other=s[0]) for s in ('ddim', 'dpm')]
+    assert [a.key for a in group_runs(runs)[0]] == ['e.settings.solver'], 'a whole branch was set at once'
+
+
+def test_what_is_not_set_is_not_in_the_label():
+    runs = [make(a=1, b=2), make(a=1, b=ABSENT, seed=1), make(a=ABSENT, b=2), make(a=ABSENT, b=ABSENT)]
+    runs = [r._replace(overrides={'a': 1}, config={k: v for k, v in r.config.items() if v != ABSENT}) for r in runs]
+    assert [g.label for g in group_runs(runs)[1]] == ['nothing set', 'b=2', 'a=1', 'a=1, b=2']
 
 
 def test_overrides_that_do_not_tell_groups_apart_are_not_enough():

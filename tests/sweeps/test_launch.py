@@ -199,6 +199,19 @@ def test_signals_reach_the_runs(tmp_path, number):
     assert steps.read_text().split() == [str(n) for n in range(1, 51)] and stopped < 50, 'it went on where it was'
 
 
+def test_a_second_interrupt_does_not_wait_for_the_step(tmp_path):
+    config = config_file(tmp_path, "add({'stub.pause': 30.0})")
+    (run,) = make_plan(config).runs
+    process = start(config, tmp_path / 'w')
+    wait_for(lambda: (tmp_path / 'w' / 'runs' / run / 'steps.txt').exists())
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    output = process.communicate(timeout=20)[0]
+    assert process.returncode == 130 and ledger.read(tmp_path / 'w', run)['status'] == 'pending', output
+    assert 'Traceback' not in output
+
+
 def test_an_evaluation_is_stopped_at_once(tmp_path):
     """Even within a computation that lasts for minutes."""
     config = config_file(tmp_path, "run = add({})", "add({'evaluate.x.settings.do': 'compute'}, of=run)")

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from gen_jax.config import ConfigError, differences, load_config
+from gen_jax.config import ConfigError, differences, load_config, to_json
 from gen_jax.sweeps.overrides import override
 from gen_jax.sweeps.plan import make_plan, merge_arg, select, slug
 
@@ -105,6 +105,20 @@ def test_ids_of_evaluations(tmp_path):
     assert runs[4].config.seed == 1 and runs[4].config.evaluate.guided.settings.steps == 5
     assert plan.base(runs[4], tmp_path / 'w') == tmp_path / 'w' / 'runs' / runs[3].id
     assert runs[1].id.startswith('steps=5-')
+
+
+def test_evaluations_of_any_run_folder(tmp_path):
+    folder = tmp_path / 'trained'
+    (folder / 'checkpoints').mkdir(parents=True)
+    (folder / 'config.json').write_text(to_json(override(CONFIG, {'seed': 5})))
+    body = f"    add({{'evaluate.guided.settings.steps': 7}}, of={str(folder) + '/'!r})\n"
+    config_file(tmp_path, 'def sweep(add):\n' + body)
+    plan = make_plan(str(tmp_path / 'mine.py'), ['--config.evaluate.guided.n=50', '--config.optim.lr=3.0'])
+    (run,) = plan.runs.values()
+    assert run.of == str(folder) and plan.base(run, tmp_path / 'w') == folder and run.kind == 'evaluate'
+    changed = differences(CONFIG, run.config)
+    assert changed == {'seed': (0, 5), 'evaluate.guided.n': (20, 50), 'evaluate.guided.settings.steps': (2, 7)}, (
+        "of the whole sweep's overrides those that an evaluation reads")
 
 
 def test_arguments(tmp_path):
