@@ -186,7 +186,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Axis], list[Group]]:
         label = ', '.join(f'{a.name}={a.show(settings[a.key])}' for a in axes if settings[a.key] != ABSENT)
         label = label or ('nothing set' if axes else 'all runs')
         groups.append(Group(label, settings, tuple(sorted(same, key=lambda r: (seed_key(r), r.name)))))
-    if len(groups) == len(runs) > 1 and not any(r.overrides for r in runs):
+    if len(groups) == len(runs) > 1 and not any(r.overrides or r.spec for r in runs):
         return axes, [g._replace(label=g.runs[0].name) for g in groups]
     groups.sort(key=lambda g: [sort_key(g.settings[a.key]) for a in axes])
     return axes, groups

@@ -162,7 +162,7 @@ def read_run(path: Path, name: str) -> tuple[Run, list[Note]]:
         say(f'failed: {error.strip().splitlines()[-1]}' if error.strip() else 'failed', True)
     elif status in ('pending', 'running') and sweep:
         say('has not been run yet' if status == 'pending' else 'is running, or was killed')
-    if not curves and status not in ('pending', 'failed'):
+    if not curves and status not in ('pending', 'running', 'failed'):
         say('nothing was measured: neither metrics.jsonl nor evaluation.json has a value')
     trained = rows or not (sweep.get('of') or scores)
     if trained and status != 'pending' and not _has_checkpoint(path):
