@@ -57,16 +57,18 @@ function draw(id, traces, shape, empty) {
   }
 }
 
-/** Axes that are neither x nor lines but tell two points of one place apart: each of their values is a line of its own. */
+/** Axes that are neither x nor lines but change along a line, and not simply with x: each value is a line of its own. */
 function restAxes(groups, x, lines) {
-  const chosen = [x, lines].filter(Boolean);
-  const place = (axes) => groups.map((g) => axes.map((a) => data.groups[g].settings[a].text).join('\u0000'));
-  const count = (axes) => new Set(place(axes)).size;
-  const rest = [];
-  for (const axis of data.axes.map((a) => a.name).filter((n) => !chosen.includes(n))) {
-    if (count([...chosen, ...rest, axis]) > count([...chosen, ...rest])) rest.push(axis);
+  const text = (g, axes) => axes.map((a) => data.groups[g].settings[a].text).join('\u0000');
+  const count = (members, axes) => new Set(members.map((g) => text(g, axes))).size;
+  const chosen = [lines].filter(Boolean);
+  for (const axis of data.axes.map((a) => a.name).filter((n) => n !== x && n !== lines)) {
+    const along = new Map();
+    groups.forEach((g) => along.set(text(g, chosen), [...(along.get(text(g, chosen)) || []), g]));
+    if ([...along.values()].some((line) => ![1, count(line, [x])].includes(count(line, [axis]))
+      || count(line, [x, axis]) > count(line, [x]))) chosen.push(axis);
   }
-  return rest;
+  return chosen.filter((a) => a !== lines);
 }
 
 /** A metric against a setting. */

@@ -57,7 +57,7 @@ function drawResults() {
   const settings = bare ? [{ label: 'runs', get: (g) => data.groups[g].names }] : data.axes.map((a) => ({
     label: a.name, title: a.key, number: a.numeric, get: (g) => data.groups[g].settings[a.name].value,
     cell: (g) => settingText(a, g) }));
-  const single = data.groups.every((g) => g.runs.length === 1) && !bare;
+  const single = data.groups.every((g) => g.label === g.names) && !bare;
   const metrics = data.metrics.filter((m) => state.columns.has(m.name)).map((m) => ({
     label: m.name, number: true, better: m.better, warn: m.warn.length > 0,
     title: m.warn.length ? `${m.name}: recipes differ in ${m.warn.join(', ')}` : `sort by ${m.name}`,

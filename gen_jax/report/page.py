@@ -67,7 +67,7 @@ def _facts(report: Report) -> str:
     runs, groups = len(report.runs), len(report.groups)
     seeds = max((c.estimate.n for cells in report.cells.values() for c in cells), default=0)
     words = [f'{runs} run{"s" * (runs != 1)}', f'{groups} group{"s" * (groups != 1)} of equal settings']
-    if report.seeds:
+    if seeds > 1:
         words.append(f'up to {seeds} {report.seed_words}')
     for key in ('devices', 'git'):
         found = sorted({r.versions[key] for r in report.runs if r.versions.get(key)})

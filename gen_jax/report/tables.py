@@ -130,7 +130,8 @@ def cross_table(report: Report, metric: str, rows: Axis | None = None, columns: 
                 which: str = 'final') -> list[dict[str, str]]:
     """One metric, a row for each value of an axis, a column for each value of another: Markdown cells.
 
-    Axes that are neither make rows of their own where they tell groups apart. Without axes: the report's lines and x.
+    Axes that are neither make rows of their own where they change along a row, and not simply with the columns (as
+    steps do with network calls). Without axes: the report's lines and x.
 
     Raises:
         KeyError: the report has no such metric.
@@ -138,7 +139,7 @@ def cross_table(report: Report, metric: str, rows: Axis | None = None, columns: 
     columns, rows = columns or report.x, rows or report.lines
     cells, table = report.cells[which, metric], {}
     spec = cells_format(cells)
-    rest = [a for a in report.axes if a not in (rows, columns) and _splits(report, a, rows, columns)]
+    rest = _rest(report, rows, columns)
     order = sorted(zip(report.groups, cells, strict=True),
                    key=lambda gc: [sort_key(gc[0].settings[a.key]) for a in (rows, *rest) if a])
     for group, cell in order:
@@ -151,11 +152,21 @@ def cross_table(report: Report, metric: str, rows: Axis | None = None, columns: 
     return [{**dict(head), **{f'{columns.name}={v}': line.get(v, '–') for v in seen}} for head, line in table.items()]
 
 
-def _splits(report: Report, axis: Axis, rows, columns) -> bool:
-    """Whether two groups of the same cell differ in the axis."""
-    seen: dict[tuple, str] = {}
-    return any(seen.setdefault(tuple(show(g.settings[a.key]) for a in (rows, columns) if a),
-                               show(g.settings[axis.key])) != show(g.settings[axis.key]) for g in report.groups)
+def _rest(report: Report, rows: Axis | None, columns: Axis | None) -> list[Axis]:
+    """Axes that change along a row, and not simply with the columns: each of their values is a row of its own."""
+    def count(groups, *axes):
+        return len({tuple(show(g.settings[a.key]) for a in axes) for g in groups})
+
+    chosen = [rows] if rows else []
+    for axis in report.axes if columns else ():
+        lines: dict[tuple, list] = {}
+        for g in report.groups:
+            lines.setdefault(tuple(show(g.settings[a.key]) for a in chosen), []).append(g)
+        if axis not in (rows, columns) and any(
+                count(line, axis) not in (1, count(line, columns)) or
+                count(line, columns, axis) > count(line, columns) for line in lines.values()):
+            chosen.append(axis)
+    return [a for a in chosen if a != rows]
 
 
 def legend(report: Report) -> str:

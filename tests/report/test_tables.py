@@ -130,6 +130,19 @@ def test_a_third_axis_makes_rows_of_its_own(training, tmp_path):
         ('1', '8', '2.600'), ('1', '16', '4.200'), ('2', '8', '3.600'), ('2', '16', '5.200')]
 
 
+def test_other_runs_join_no_row(sampling, tmp_path):
+    """A lone run without eta stands at a budget of its own: it is no point of the solver that has no eta either."""
+    for settings, calls in (({'solver': 'ddpm'}, (5, 10)), ({'solver': 'ddim', 'eta': 0.0}, (5, 10)), ({}, (7,))):
+        for nfe in calls:
+            c = fake.config()
+            c.evaluate.guided.settings = {**settings, 'steps': nfe}
+            fake.write(tmp_path / f'{len(settings)}{nfe}', c, scores=fake.scores(
+                np.random.default_rng(nfe), 1.0, settings={**settings, 'steps': nfe}, nfe=nfe, picture=None))
+    table = cross_table(make_report([tmp_path], axes=['nfe', 'eta']), 'guided/frechet')
+    assert [(r['eta'], r.get('solver')) for r in table] == [('–', '–'), ('–', 'ddpm'), ('0', 'ddim')]
+    assert [list(r.values()).count('–') for r in table] == [4, 2, 1] and 'steps' not in table[0]
+
+
 def test_a_killed_and_restarted_sweep_has_equal_bytes(training, tmp_path):
     """Times, speeds, attempts, folders and the order of the files differ; the results do not."""
     other = tmp_path / 'elsewhere' / 'again'
