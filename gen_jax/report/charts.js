@@ -24,7 +24,13 @@ function cellOf(group, metric, which) {
 /** Half the length of an error bar: a standard error, or half of the 95 % t-interval. */
 const spreadOf = (se, n, spread) => (se === null || n < 2 ? 0 : se * (spread === 'ci' ? data.t[n] || 1.96 : 1));
 
-function layout(x, y, logX, logY, names, extra = {}) {
+/** Ticks of a logarithmic axis at 1, 2 and 5 where its values span enough. */
+function logTicks(values) {
+  const good = values.filter((v) => typeof v === 'number' && v > 0);
+  return Math.max(...good) / Math.min(...good) >= 8 ? { dtick: 'D2', tickformat: '~g' } : {};
+}
+
+function layout(traces, x, y, logX, logY, names, extra = {}) {
   const line = { gridcolor: variable('--hair'), linecolor: variable('--rule'), zeroline: false, ticks: 'outside',
     tickcolor: variable('--hair'), automargin: true };
   const below = window.innerWidth < 640 || Math.max(0, ...names.map((n) => n.length)) > 44;
@@ -36,8 +42,10 @@ function layout(x, y, logX, logY, names, extra = {}) {
     hoverlabel: { bgcolor: variable('--paper'), bordercolor: variable('--hair'), font: { color: variable('--ink') }, align: 'left' },
     legend: below ? { orientation: 'h', x: 0, y: 0, yref: 'container', yanchor: 'bottom', font: { size: 11 } } : { font: { size: 12 } },
     height: 400 + (below && names.length > 1 ? 19 * names.length : 0),
-    xaxis: { ...line, showgrid: false, title: { text: plain(x) }, type: logX ? 'log' : undefined, ...extra },
-    yaxis: { ...line, title: { text: plain(y) }, type: logY ? 'log' : undefined, exponentformat: 'power' },
+    xaxis: { ...line, showgrid: false, title: { text: plain(x) },
+      ...(logX ? { type: 'log', ...logTicks(traces.flatMap((t) => t.x)) } : {}), ...extra },
+    yaxis: { ...line, title: { text: plain(y) }, exponentformat: 'power',
+      ...(logY ? { type: 'log', ...logTicks(traces.flatMap((t) => t.y)) } : {}) },
   };
 }
 
@@ -89,7 +97,7 @@ function axisFigure(state) {
   const kinds = [];
   for (const g of points) {
     const settings = data.groups[g].settings;
-    const kind = rest.map((a) => `${a}=${settings[a].text}`).join(', ');
+    const kind = rest.filter((a) => settings[a].text !== '–').map((a) => `${a}=${settings[a].text}`).join(', ');
     const value = lines ? settings[lines].text : '';
     const key = `${value}\u0000${kind}`;
     if (!kinds.includes(kind)) kinds.push(kind);
@@ -115,7 +123,7 @@ function axisFigure(state) {
   const ticks = [...new Set(points.map((g) => data.groups[g].settings[x].value))];
   const extra = !axis.numeric ? { type: 'category' }
     : ticks.length <= 8 ? { tickmode: 'array', tickvals: ticks, ticktext: ticks.map(String) } : {};
-  draw('axis-figure', drawn, layout(x, metric.name, byId('axis-logx').checked && axis.numeric, byId('axis-logy').checked,
+  draw('axis-figure', drawn, layout(drawn, x, metric.name, byId('axis-logx').checked && axis.numeric, byId('axis-logy').checked,
     drawn.map((t) => t.name), extra),
     'No group of the filter has a value here.');
   byId('axis-legend').textContent = drawn.length
@@ -163,7 +171,7 @@ function curveFigure(state) {
         + (n[k] > 1 ? ` (n=${n[k]})` : '')),
       hovertemplate: `${plain(label)}<br>step %{x}<br>%{text}<extra></extra>` });
   });
-  draw('curve-figure', traces, layout('step', metric.name, byId('curve-logx').checked, byId('curve-logy').checked,
+  draw('curve-figure', traces, layout(traces, 'step', metric.name, byId('curve-logx').checked, byId('curve-logy').checked,
     chosen.map((g) => data.groups[g].label)),
     'No run of the filter has a curve of this metric.');
   byId('curve-legend').textContent = [

@@ -79,10 +79,10 @@ def rank_metrics(names: Iterable[str], evaluated: Iterable[str], curves: Iterabl
 def number_format(means: Iterable[float | None], errors: Iterable[float | None] = ()) -> str:
     """A format for one column, '.3f' or '.3e', so that decimal points stand below each other.
 
-    Two digits of the median standard error; without any, four of the largest value. Powers of ten where a column
+    Two digits of the median standard error; without any, four of the median value. Powers of ten where a column
     reaches 1e6 or its largest value is below 1e-3.
     """
-    means = [abs(m) for m in means if m is not None and math.isfinite(m)]
+    means = sorted(abs(m) for m in means if m is not None and math.isfinite(m))
     errors = sorted(e for e in errors if e is not None and math.isfinite(e) and e > 0)
     top = max(means, default=0.0)
     if top >= 1e6 or 0 < top < 1e-3:
@@ -90,7 +90,8 @@ def number_format(means: Iterable[float | None], errors: Iterable[float | None] 
     if errors:
         digits = 1 - math.floor(math.log10(errors[len(errors) // 2]))
     else:
-        digits = 3 - math.floor(math.log10(top)) if top else 0
+        middle = means[len(means) // 2] if means else 0
+        digits = 3 - math.floor(math.log10(middle or top)) if top else 0
         if all(m == int(m) for m in means):
             digits = 0
     return f'.{min(max(digits, 0), 6)}f'

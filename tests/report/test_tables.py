@@ -101,6 +101,7 @@ def test_headlines():
 def test_decimal_points_stand_below_each_other():
     assert number_format([1.1517, 12.9], [0.002, 0.51, 0.031]) == '.3f', 'two digits of the median standard error'
     assert number_format([97.21, 99.4]) == '.2f' and number_format([3, 40]) == '.0f'
+    assert number_format([1.31, 1.42, 1.38, 145.3]) == '.3f', 'one that is far off takes no digits from the others'
     assert number_format([1e-5, 3e-5]) == '.3e' and number_format([5e6]) == '.3e'
     assert number_format([]) == '.0f' and number_format([math.nan, None, 0.5], [math.inf]) == '.4f'
 
