@@ -42,7 +42,8 @@ def check_one_process(plan: Plan, ids: Sequence[str]) -> None:
     Raises:
         ConfigError: several, and not all evaluations of one checkpoint.
     """
-    if len(ids) > 1 and len({plan.runs[i].of or i for i in ids}) > 1:
+    bases = {plan.runs[i].of for i in ids}
+    if len(ids) > 1 and (len(bases) > 1 or None in bases):
         raise ConfigError('one process does one training, or evaluations of one checkpoint: name one run, or leave '
                           '--run out')
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from gen_jax.cli.main import main
+from gen_jax.config import ConfigError
 from gen_jax.sweeps import commands, ledger
+from gen_jax.sweeps.execute import check_one_process
 from gen_jax.sweeps.plan import make_plan, select
 from tests.sweeps.stub import config_file
 from tests.sweeps.test_ledger import finish
@@ -40,6 +42,15 @@ def programs(tmp_path):
 def arguments(plan, run_id):
     return ['sweep', '--config', plan.spec, '--workdir', 'my work', '--config.data.source=folder:/a b',
             f'--run={run_id}']
+
+
+def test_what_one_process_may_do(plan):
+    first, second, *evaluations = plan.runs
+    for good in ([first], evaluations, evaluations[:1]):
+        check_one_process(plan, good)
+    for bad in ([first, second], [second, *evaluations]):
+        with pytest.raises(ConfigError, match='one training, or evaluations of one checkpoint'):
+            check_one_process(plan, bad)
 
 
 def bash(text, env, *args, **more):
