@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gen_jax.report import make_report, write_report
 from gen_jax.sweeps import ledger
 from gen_jax.sweeps.plan import make_plan
 from tests.sweeps.test_launch import family, kill_all, wait_for
@@ -80,6 +81,12 @@ def results(workdir):
     return {p.parent.name: p.read_bytes() for p in workdir.glob('runs/*/evaluation.json')}
 
 
+def tables(workdir):
+    """The report's tables of results, learning curves' best and final values included."""
+    write_report(make_report([workdir]), workdir / 'page')
+    return {name: (workdir / 'page' / name).read_bytes() for name in ('runs.csv', 'summary.csv', 'summary.md')}
+
+
 def saved_steps(workdir):
     return [int(p.parent.name) for p in workdir.glob('runs/*/checkpoints/*/commit_success.txt')
             if p.parent.name.isdigit()]
@@ -111,6 +118,7 @@ def test_a_sweep_killed_and_restarted_has_the_same_numbers(tmp_path, environment
     assert '3 runs: 3 done' in output
     assert 'resuming from step' in (tmp_path / 'killed' / 'runs' / train / 'log.txt').read_text()
     assert results(tmp_path / 'killed') == wanted, goal
+    assert tables(tmp_path / 'killed') == tables(tmp_path / 'alone'), goal
 
 
 @pytest.mark.slow
@@ -153,5 +161,6 @@ def test_random_kills_of_diffusion_sweeps(tmp_path, environment):
         kill_all(process)
     finish(config, tmp_path / 'killed', environment)
     assert results(tmp_path / 'killed') == wanted, seed
+    assert tables(tmp_path / 'killed') == tables(tmp_path / 'again'), seed
     rows = [json.loads(p.read_text()) for p in (tmp_path / 'killed').glob('runs/*/run.json')]
     assert all(r['status'] == 'done' for r in rows) and max(r['attempts'] for r in rows) > 1, seed
