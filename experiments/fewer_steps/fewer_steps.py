@@ -9,8 +9,8 @@ UNet of `digits` at half the width, so that the whole study takes half an hour o
 from gen_jax.config import load_config
 
 TABLE = {'name': 'diffusion.discrete_ddpm', 'schedule': 'linear', 'steps': 1000}
-# label -> (settings of the predict, calls per step). As published: ancestral sampling clips x0 and, like DDIM, walks the
-# 'leading' steps of the papers' code; EDM's solvers walk their own grid; nothing else is clipped.
+# label -> (settings of the predict, calls per step). As published: ancestral sampling clips x0 and, like DDIM, walks
+# the 'leading' steps of the papers' code; EDM's solvers walk their own grid; nothing else is clipped.
 SOLVERS = {
     'DDPM, ancestral': ({'solver': 'ddpm', 'variance': 'fixed_large', 'spacing': 'leading'}, 1),
     'DDIM, eta 1': ({'solver': 'ddim', 'eta': 1.0, 'spacing': 'leading', 'threshold': 'none'}, 1),
