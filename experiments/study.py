@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gen_jax.report import Report, make_report, markdown
-from gen_jax.report.statistics import Estimate
+from gen_jax.report.statistics import Estimate, compare
 
 STUDIES = ('fewer_steps', 'guidance_scale', 'training_choices')
 HERE = Path(__file__).resolve().parent
@@ -26,6 +26,26 @@ def estimates(report: Report, metric: str, key: Callable) -> dict:
     found = {key(group.runs[0]): cell.estimate for group, cell in zip(report.groups, cells, strict=True)
              if cell.estimate.n}
     return {k: v for k, v in found.items() if k is not None}
+
+
+def differences(report: Report, metric: str, key: Callable, seed: str, pairs: Sequence[tuple]) -> list[dict[str, str]]:
+    """Rows of a table: for each pair of keys, first minus second over equal seeds, with the t-interval and p."""
+    values: dict = {}
+    for run in report.runs:
+        if (found := key(run)) is not None and (value := run.final(metric)) is not None:
+            values.setdefault(found, {})[run.config[seed]] = value
+    rows = []
+    for first, second in pairs:
+        if first in values and second in values and len(values[first]) > 1:
+            c = compare([values[first], values[second]], 1)[0]
+            rows.append({'first': said(first), 'second': said(second), 'difference': f'{c.difference:.2f}',
+                         '95 % interval': f'{c.low:.2f} .. {c.high:.2f}', 'p': f'{c.p:.3f}', 'test': c.test})
+    return rows
+
+
+def said(key) -> str:
+    """A key of a table in words."""
+    return ', '.join(str(part).replace('_', '-') for part in key) if isinstance(key, tuple) else str(key)
 
 
 def text(e: Estimate, digits: int = 2) -> str:
@@ -75,7 +95,8 @@ def main(argv=None) -> int:
     study = importlib.import_module(f'experiments.{args.name}.{args.name}')
     report, out = make_report([args.workdir]), Path(args.out or args.workdir)
     out.mkdir(parents=True, exist_ok=True)
-    (out / 'table.md').write_text('\n'.join(f'{caption}\n\n{markdown(rows)}' for caption, rows in study.tables(report)))
+    parts = [f'{caption}\n\n{markdown(rows)}' for caption, rows in study.tables(report) if rows]
+    (out / 'table.md').write_text('\n'.join(parts))
     figure(out / 'figure.png', *study.plots(report))
     print(f'{out / "table.md"}, {out / "figure.png"}')
     return code

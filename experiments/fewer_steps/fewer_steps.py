@@ -23,6 +23,8 @@ SOLVERS = {
 }
 BUDGETS = (5, 10, 20, 50, 100)
 SEEDS = (0, 1, 2)
+PAIRS = [((a, n), (b, n)) for n in BUDGETS for a, b in (
+    ('DDIM, eta 0', 'DDIM, eta 1'), ('DDIM, eta 0', 'DDPM, ancestral'), ('DPM-Solver++ 2M', 'DDIM, eta 0'))]
 
 
 def steps_within(calls, per_step):
@@ -73,8 +75,8 @@ def label_and_budget(run):
 
 
 def tables(report):
-    """[(caption, rows)]: Fréchet distance and accuracy by solver and budget."""
-    from experiments.study import estimates, text
+    """[(caption, rows)]: Fréchet distance and accuracy by solver and budget, and the pairs that the claim is about."""
+    from experiments.study import differences, estimates, text
     found = []
     for metric, caption, digits in (('generate/frechet', 'Fréchet distance', 2),
                                     ('generate/accuracy', 'Read as the class asked for', 3)):
@@ -83,7 +85,8 @@ def tables(report):
         rows = [{'solver': label, **{f'NFE {b}': text(cells[label, b], digits) if (label, b) in cells else '–'
                                      for b in budgets}} for label in SOLVERS if any(k[0] == label for k in cells)]
         found.append((f'{caption}, mean ± standard error over {report.seed_words}:', rows))
-    return found
+    rows = differences(report, 'generate/frechet', label_and_budget, 'evaluate.generate.seed', PAIRS)
+    return [*found, ('Fréchet distance, first minus second over the same seeds:', rows)]
 
 
 def plots(report):
@@ -95,6 +98,8 @@ def plots(report):
         curves = {label: [(b, e) for (name, b), e in cells.items() if name == label] for label in SOLVERS}
         draw(axes, {k: v for k, v in curves.items() if v},
              {k: {'linestyle': '--'} for k in ('DDPM, ancestral', 'DDIM, eta 1', 'DDIM, eta 0.5')})
+        means = sorted(e.mean for e in cells.values())  # the worst may be off the top
+        axes.set(ylim=(0.9 * means[0], 1.2 * means[-2]))
         axes.set(xscale='log', yscale='log', xlabel='evaluations of the network', ylabel='Fréchet distance')
         axes.legend(fontsize=7)
         axes.grid(alpha=0.25)
