@@ -43,6 +43,7 @@ def get_config(arg=''):
         c.system.max_steps = 1000
         if not debug:
             c.system.network.block_out_channels = (32, 32)
+        c.sample.every_steps = 0  # the evaluations show pictures
         c.sample.settings.steps = 4 if debug else 50
         generate = c.evaluate.unguided
         generate.n = generate.batch_size = 20 if debug else 500

@@ -16,6 +16,7 @@ def get_config(arg=''):
     with c.unlocked():
         if not debug:
             c.system.network.block_out_channels = (32, 32)
+        c.sample.every_steps = 0  # the evaluations show pictures
         guided = c.evaluate.guided
         guided.n = guided.batch_size = 20 if debug else 1000
         c.evaluate = {'generate': guided}

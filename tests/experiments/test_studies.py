@@ -12,7 +12,8 @@ ROWS = {'fewer_steps': 4, 'guidance_scale': 2, 'training_choices': 2}
 
 
 @pytest.mark.parametrize('name', STUDIES)
-def test_debug_variant(name, tmp_path):
+def test_debug_variant(name, tmp_path, monkeypatch):
+    monkeypatch.delenv('NPROC', raising=False)  # is for the suite's eight devices, not for the processes of a sweep
     assert main([name, '--workdir', str(tmp_path), '--debug']) == 0
     table = (tmp_path / 'table.md').read_text()
     assert table.count('\n| ') == ROWS[name] + table.count('|---|\n') and ' ± ' in table and 'nan' not in table
