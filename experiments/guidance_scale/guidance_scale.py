@@ -3,6 +3,8 @@
     python -m experiments.study guidance_scale --workdir runs/guidance_scale
 """
 
+from itertools import pairwise
+
 from gen_jax.config import load_config
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
@@ -42,12 +44,14 @@ METRICS = {'generate/accuracy': ('read as asked', 3), 'generate/frechet': ('Fré
 
 def tables(report):
     """[(caption, rows)]: every metric by scale."""
-    from experiments.study import estimates, text
+    from experiments.study import differences, estimates, text
     found = {name: estimates(report, name, scale_of) for name in METRICS}
     scales = sorted({s for cells in found.values() for s in cells})
     rows = [{'guidance scale': f'{scale:g}', **{label: text(found[name][scale], digits)
                                                 for name, (label, digits) in METRICS.items()}} for scale in scales]
-    return [(f'Mean ± standard error over {report.seed_words}:', rows)]
+    steps = differences(report, 'generate/frechet', scale_of, 'evaluate.generate.seed', list(pairwise(SCALES[::-1])))
+    return [(f'Mean ± standard error over {report.seed_words}:', rows),
+            ('Fréchet distance, first scale minus second over the same seeds:', steps)]
 
 
 def plots(report):
