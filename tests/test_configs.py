@@ -32,9 +32,12 @@ def small(name, *overrides):
 
 FAMILIES = ('digits', 'digits_gan', 'digits_vae', 'shapes_clip')
 """One config of every kind of system; the others are other arguments of the same builders."""
+NETWORKS = ('adm', 'edm', 'ncsn', 'score_sde', 'vdm')
+"""One config of every other kind of network."""
 
 
-@pytest.mark.parametrize('name', sorted(set(config_names()) - set(FAMILIES)))
+@pytest.mark.parametrize('name', [n if n in NETWORKS else pytest.param(n, marks=pytest.mark.slow)
+                                  for n in sorted(set(config_names()) - set(FAMILIES))])
 def test_one_step_and_a_picture(name):
     config = small(name, '--config.optim.warmup_steps=0')  # with a warm-up the first step has a learning rate of 0
     system = make_system(config)
@@ -112,12 +115,12 @@ def arguments(name):
     module = load_module(name)[1]
     module.parse_arg = parse
     module.get_config('')
-    options = {k: v if isinstance(v, tuple) else (False, True) for k, v in asked.items()
+    options = {k: v if isinstance(v, tuple) else (v, not v) for k, v in asked.items()
                if k != 'debug' and isinstance(v, (tuple, bool))}
     first = next(iter(options), None)
-    found = {''}
+    found = set() if options else {''}
     for key, values in options.items():
-        for value in values:
+        for value in values[key != first:]:  # an option's first choice is what holds where it is left out
             for lead in options[first] if key != first else ('',):
                 found.add(f'{key}={value}' if key == first else f'{first}={lead},{key}={value}')
     return sorted(found)

@@ -11,7 +11,8 @@ from gen_jax.sweeps.plan import make_plan
 ROWS = {'fewer_steps': 4, 'guidance_scale': 2, 'training_choices': 2}
 
 
-@pytest.mark.parametrize('name', STUDIES)
+@pytest.mark.parametrize('name', [n if n == 'guidance_scale' else pytest.param(n, marks=pytest.mark.slow)
+                                  for n in STUDIES])
 def test_debug_variant(name, tmp_path, monkeypatch):
     monkeypatch.delenv('NPROC', raising=False)  # is for the suite's eight devices, not for the processes of a sweep
     assert main([name, '--workdir', str(tmp_path), '--debug']) == 0

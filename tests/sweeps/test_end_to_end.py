@@ -61,7 +61,8 @@ def sweep(add):
 
 @pytest.fixture(scope='module')
 def environment():
-    return {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    # NPROC is for the suite's eight devices, not for processes of their own.
+    return {**{k: v for k, v in os.environ.items() if k != 'NPROC'}, 'JAX_PLATFORMS': 'cpu'}
 
 
 def start(config, workdir, environment, *extra):
