@@ -8,7 +8,7 @@ from experiments.study import STUDIES, main
 from gen_jax.report import make_report
 from gen_jax.sweeps.plan import make_plan
 
-ROWS = {'fewer_steps': 4, 'guidance_scale': 2, 'training_choices': 2}
+ROWS = {'fewer_steps': [2, 2], 'guidance_scale': [2, 1], 'training_choices': [2]}  # of each table
 
 
 @pytest.mark.parametrize('name', [n if n == 'guidance_scale' else pytest.param(n, marks=pytest.mark.slow)
@@ -17,7 +17,9 @@ def test_debug_variant(name, tmp_path, monkeypatch):
     monkeypatch.delenv('NPROC', raising=False)  # is for the suite's eight devices, not for the processes of a sweep
     assert main([name, '--workdir', str(tmp_path), '--debug']) == 0
     table = (tmp_path / 'table.md').read_text()
-    assert table.count('\n| ') == ROWS[name] + table.count('|---|\n') and ' ± ' in table and 'nan' not in table
+    bodies = [part.partition('\n\n')[0] for part in table.split('---|\n')[1:]]
+    assert [body.count('| ') and len(body.splitlines()) for body in bodies] == ROWS[name], table
+    assert ' ± ' in table and 'nan' not in table
     assert Image.open(tmp_path / 'figure.png').width > 400
     assert (tmp_path / 'report' / 'report.html').stat().st_size > 1e6
     # Every run is there, and the seeds make groups of two.
