@@ -21,11 +21,14 @@ HERE = Path(__file__).resolve().parent
 
 
 def estimates(report: Report, metric: str, key: Callable) -> dict:
-    """{key(a run of the group): Estimate over its seeds} of the groups that have the metric."""
+    """{key(a run of the group): Estimate over its seeds} of the groups that have the metric; None: not asked for."""
     cells = report.cells['final', metric]
-    found = {key(group.runs[0]): cell.estimate for group, cell in zip(report.groups, cells, strict=True)
-             if cell.estimate.n}
-    return {k: v for k, v in found.items() if k is not None}
+    found = {}
+    for group, cell in zip(report.groups, cells, strict=True):
+        keys = [k for k in map(key, group.runs) if k is not None]  # a training may stand beside its evaluations
+        if keys and cell.estimate.n:
+            found[keys[0]] = cell.estimate
+    return found
 
 
 def differences(report: Report, metric: str, key: Callable, seed: str, pairs: Sequence[tuple]) -> list[dict[str, str]]:

@@ -251,6 +251,8 @@ def apply_overrides(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
     for part in sorted(new, key=lambda part: not part.partition('=')[0].endswith('.name')):
         key, equals, text = part.removeprefix('--config.').partition('=')
         owner, leaf = place_for(values.config, key, 'config.')
+        if not equals:
+            raise ConfigError(f'{part} has no value: overrides look like --config.train.steps=100')
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):

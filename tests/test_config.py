@@ -90,6 +90,7 @@ def test_what_a_config_leaves_out_can_be_set(given, where, expected):
     ('system.process.shfit=3', "diffusion.cosine takes no 'shfit': choose from log_snr_max"),
     ('system.network.blocks=3', "models.unet_digits takes no 'blocks': did you mean up_block_types"),
     ('system.los.name=diffusion.losses.denoising', "systems.diffusion takes no 'los': did you mean loss"),
+    ('system.spacing', '--config.system.spacing has no value'),
     ('optim.setings.x=3', "unknown config key 'config.optim.setings.x'"),
 ])
 def test_what_means_nothing_is_refused(given, match):

@@ -29,7 +29,7 @@ def sweep(add, arg=''):
     debug = 'debug' in arg.split(',')
     model = add()
     for seed in SEEDS[:2] if debug else SEEDS:
-        for scale in SCALES[:2] if debug else SCALES:
+        for scale in SCALES[1:3] if debug else SCALES:
             add({'evaluate.generate.settings.guidance_scale': scale, 'evaluate.generate.seed': seed}, of=model)
 
 

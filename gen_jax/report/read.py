@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gen_jax.config import ConfigError, complete, flatten, from_json, to_json
+from gen_jax.config import EVALUATION, ConfigError, complete, flatten, from_json, to_json
 from gen_jax.engine.writers import read_jsonl, without_wall_clock
 
 __all__ = ['Note', 'Picture', 'Run', 'find_runs', 'is_run', 'read_runs']
@@ -201,7 +201,12 @@ def _config(path: Path, say) -> dict[str, Any]:
         saved = complete(saved)
     except (ConfigError, ValueError, TypeError, AttributeError, KeyError):
         pass  # of another program or another age: compared as it is
-    return flatten(json.loads(to_json(saved)))
+    plain = json.loads(to_json(saved))
+    if isinstance(entries := plain.get('evaluate'), dict):
+        for entry in entries.values():
+            if isinstance(entry, dict):  # a seed left out is the seed that holds then
+                entry.setdefault('seed', EVALUATION['seed'])
+    return flatten(plain)
 
 
 def _log(path: Path, say) -> list[dict]:

@@ -167,3 +167,17 @@ def test_the_report_comes_out_of_a_heap_of_rubbish(tmp_path):
         assert any(expected in n for n in notes), expected
     assert {p.name for p in (tmp_path / 'out').iterdir()} == {'report.html', 'runs.csv', 'summary.csv', 'summary.md',
                                                               'timing.csv'}
+
+
+def test_what_an_evaluation_leaves_out_equals_what_holds_then(tmp_path):
+    """A training scored with seed 0 by default and an evaluation of it with seed 0 written down are one repetition."""
+    for name, seed in (('left-out', None), ('zero', 0), ('one', 1)):
+        c = fake.config()
+        with c.unlocked():
+            del c.evaluate.guided.seed
+            if seed is not None:
+                c.evaluate.guided.seed = seed
+        fake.write(tmp_path / name, c, scores={'step': 600, 'guided': {'frechet': 2.0 + (seed or 0)}})
+    report = make_report([tmp_path])
+    (cell,) = report.cells['final', 'guided/frechet']
+    assert (cell.estimate.n, cell.estimate.mean) == (2, 2.5), 'seed 0 counts once'
