@@ -20,7 +20,7 @@ class Runner(NamedTuple):
 
     mesh: Mesh
     update: Callable
-    """(placed state, placed batch) -> (placed state, metrics); the state is donated."""
+    """(placed state, placed batch, root) -> (placed state, metrics); the state is donated; root: `seed_words`."""
     place: Callable[[Any], Any]
     put: Callable[[Any], Any]
     """This process's part of a batch (numpy) -> device arrays."""
@@ -65,7 +65,8 @@ def make_runner(system: System, config, ema) -> Runner:
         shape = ' x '.join(f'{k} {v}' for k, v in mesh.shape.items() if v > 1) or 'one device'
         jitted = jax.jit(step, donate_argnums=0)
         return Runner(
-            mesh, lambda state, batch: jitted(state, batch, root), lambda s: sharding.put_state(s, mesh, rules),
+            mesh, lambda state, batch, root=root: jitted(state, batch, root),
+            lambda s: sharding.put_state(s, mesh, rules),
             lambda b: sharding.put_batch(b, mesh), lambda s: s,
             lambda target: sharding.state_sharding(mesh, target, rules), f'jit over {shape} ({kind})')
     if jax.process_count() > 1 and jax.local_device_count() * jax.process_count() != jax.device_count():
@@ -74,7 +75,7 @@ def make_runner(system: System, config, ema) -> Runner:
     update = jax.pmap(make_update(system, **common, axis_name='batch'), axis_name='batch', in_axes=(0, 0, None),
                       donate_argnums=0)
 
-    def run(state, batch):
+    def run(state, batch, root=root):
         state, metrics = update(state, batch, root)
         return state, jax.tree.map(lambda x: x[0], metrics)
 

@@ -12,7 +12,8 @@ from gen_jax import trees
 from gen_jax.rng import Noise, example_keys, purpose_id
 from gen_jax.types import Objective, System, TrainState, Variables
 
-__all__ = ['init_state', 'make_update', 'seed_words', 'variables_of', 'prepare']
+__all__ = ['init_state', 'make_update', 'run_objective', 'gradients', 'seed_words', 'step_noise', 'variables_of',
+           'prepare']
 
 
 def prepare(batch: Mapping) -> dict:
@@ -88,9 +89,24 @@ def variables_of(state: TrainState, ema: str | None = None) -> Variables:
     return Variables({**state.params, **average['params']}, {**state.extra, **average['extra']}, state.frozen)
 
 
-def seed_words(seed: int) -> np.ndarray:
-    """The key of a seed as plain numbers, uint32 [2]."""
-    return np.asarray(jax.random.key_data(jax.random.key(seed)))
+def seed_words(seed: int, rollbacks: int = 0) -> np.ndarray:
+    """The key of a seed as plain numbers, uint32 [2]; another one after each rollback."""
+    key = jax.random.key(seed)
+    if rollbacks:
+        key = jax.random.fold_in(jax.random.fold_in(key, purpose_id('rollback')), rollbacks)
+    return np.asarray(jax.random.key_data(key))
+
+
+def step_noise(root, step, size: int, first=0, total: int | None = None) -> Noise:
+    """The noise of `size` examples of the global batch of an update, from its example `first` on.
+
+    Args:
+        root: `seed_words`.
+        total: examples in the global batch; None: `size`.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(root), step)
+    index = jnp.arange(size) + first
+    return Noise(example_keys(key, index), jnp.broadcast_to(key, (size,)), index / (total or size))
 
 
 def make_update(system: System, *, seed: int, ema: Mapping[str, Mapping] = {}, accumulate: int = 1,  # noqa: B006
@@ -119,20 +135,17 @@ def make_update(system: System, *, seed: int, ema: Mapping[str, Mapping] = {}, a
     root = seed_words(seed)
 
     def update(state: TrainState, batch: Mapping, root=root) -> tuple[TrainState, dict]:
-        base = jax.random.wrap_key_data(root)
         batch = prepare(batch)
         size = jax.tree.leaves(batch)[0].shape[0]
-        offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
-        key = jax.random.fold_in(base, state.step)
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-        index = jnp.arange(size) + offset
-        source = Noise(example_keys(key, index), jnp.broadcast_to(key, (size,)), index / (size * shards))
+        source = step_noise(root, state.step, size, first, size * shards)
         new, metrics, finite = state, {}, jnp.bool_(True)
         for name, objective in system.objectives.items():
             noise = source.at(purpose_id(name))
 
             def run(s, objective=objective, noise=noise):
-                return _run_objective(system, objective, s, batch, noise, accumulate, axis_name)
+                return run_objective(system, objective, s, batch, noise, accumulate, axis_name)
 
             if objective.every > 1:
                 shapes = jax.eval_shape(run, new)
@@ -156,7 +169,9 @@ def _average(spec, average, state, step):
     return jax.tree.map(lambda a, x: (decay * a + (1.0 - decay) * x).astype(x.dtype), average, now)
 
 
-def _run_objective(system: System, objective: Objective, state: TrainState, batch, noise, accumulate, axis_name):
+def gradients(objective: Objective, state: TrainState, batch, noise: Noise, accumulate: int = 1,
+              axis_name: str | None = None):
+    """(loss float32, metrics, new extra, gradients by parameter name) of one objective at a state."""
     regex = dict(split_name(p) for p in objective.params)
     params = {n: state.params[n] for n in regex}
 
@@ -181,15 +196,31 @@ def _run_objective(system: System, objective: Objective, state: TrainState, batc
         (loss, (metrics, extra)), grads = jax.tree.map(lambda x: x / accumulate, total)
     if axis_name:
         loss, metrics, extra, grads = jax.lax.pmean((loss, metrics, extra, grads), axis_name)
-    partial = any(r != '.*' for r in regex.values())
-    if partial:
-        keep = trees.map_with_path(lambda path, _: bool(re.fullmatch(
-            regex[path.partition('/')[0]], path.partition('/')[2])), params)
-        grads = jax.tree.map(lambda k, g: g if k else jnp.zeros_like(g), keep, grads)
+    if _partial(regex):
+        grads = jax.tree.map(lambda k, g: g if k else jnp.zeros_like(g), _covered(regex, params), grads)
+    return loss, metrics, extra, grads
+
+
+def _partial(regex: Mapping[str, str]) -> bool:
+    return any(r != '.*' for r in regex.values())
+
+
+def _covered(regex: Mapping[str, str], params):
+    """True on the leaves that an objective updates."""
+    return trees.map_with_path(lambda path, _: bool(re.fullmatch(
+        regex[path.partition('/')[0]], path.partition('/')[2])), params)
+
+
+def run_objective(system: System, objective: Objective, state: TrainState, batch, noise: Noise, accumulate: int = 1,
+                  axis_name: str | None = None):
+    """(new state, whether loss and gradient are finite, metrics) of one objective."""
+    loss, metrics, extra, grads = gradients(objective, state, batch, noise, accumulate, axis_name)
+    regex = dict(split_name(p) for p in objective.params)
+    params = {n: state.params[n] for n in regex}
     norm = optax.global_norm(grads)
     updates, opt = system.optimizers[objective.optimizer].update(grads, state.opt[objective.optimizer], params)
-    if partial:  # nor weight decay on leaves that are not ours
-        updates = jax.tree.map(lambda k, u: u if k else jnp.zeros_like(u), keep, updates)
+    if _partial(regex):  # nor weight decay on leaves that are not ours
+        updates = jax.tree.map(lambda k, u: u if k else jnp.zeros_like(u), _covered(regex, params), updates)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm)
     state = state._replace(params={**state.params, **optax.apply_updates(params, updates)},
                            opt={**state.opt, objective.optimizer: opt}, extra={**state.extra, **extra})
