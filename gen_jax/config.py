@@ -10,7 +10,6 @@ import contextlib
 import copy
 import importlib.util
 import io
-import json
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from gen_jax.names import NAMESPACES, ConfigError, choices, keywords, lookup, make
+from gen_jax.settings import differences, flatten, from_json, to_json
 
 __all__ = ['EVALUATION', 'FREE_FORM', 'NAMESPACES', 'ConfigError', 'base_config', 'parse_arg', 'shrink', 'load_config',
            'load_module', 'blaming', 'apply_overrides', 'place_for', 'make', 'lookup', 'flatten', 'differences',
@@ -61,7 +61,10 @@ def base_config() -> ConfigDict:
         'accumulate': 1,  # micro-batches per step
         'precision': 'float32',  # compute dtype of networks that take `dtype`: float32 | bfloat16
         'ema': {'slow': {'decay': 0.999, 'warmup': True}},  # several may be named; warmup: min(decay, (1+n)/(10+n))
-        'nonfinite': 'raise',  # raise | skip
+        'nonfinite': 'raise',  # raise | skip | rollback (to the newest checkpoint, with other noise and data)
+        'max_skips': 10,  # updates skipped in a row, then the run stops
+        'max_rollbacks': 3,
+        'accept': (),  # config, data, code: differences on resume that are accepted
         'max_seconds': placeholder(float),  # wall-time limit: save and exit with code 75, to be requeued
         'init_from': '',  # workdir or checkpoint folder to start the parameters from
         'init_map': ('(.*)=\\1',),  # 'REGEX=REPLACEMENT' from our leaf paths to theirs, first match wins; '' keeps init
@@ -90,6 +93,7 @@ def mutable_on_resume(key: str) -> bool:
     """
     prefixes = ('log.', 'checkpoint.', 'sample.', 'evaluate.')
     exact = ('train.steps', 'train.max_seconds', 'train.nonfinite', 'train.compile_cache', 'train.cpu_devices',
+             'train.max_skips', 'train.max_rollbacks', 'train.accept',
              'train.init_from', 'train.init_map', 'train.init_ema', 'data.threads', 'data.buffer')
     return key.startswith(prefixes) or key in exact or key.startswith('train.mesh.')
 
@@ -325,51 +329,7 @@ def _argv(argv):
         sys.argv = saved
 
 
-# ---------------------------------------------------------------- plain data
-
-
-def flatten(config: Mapping, prefix: str = '', leaves_only: bool = True) -> dict[str, Any]:
-    """Dotted key -> value. Empty dicts are leaves."""
-    out = {}
-    for key in config:
-        # placeholders and references are read through item access
-        value = config[key]
-        path = f'{prefix}{key}'
-        if isinstance(value, Mapping | ConfigDict) and len(value):
-            if not leaves_only:
-                out[path] = value
-            out.update(flatten(value, path + '.', leaves_only))
-        else:
-            out[path] = value
-    return out
-
-
-def _plain(value):
-    if isinstance(value, Mapping | ConfigDict):
-        return {k: _plain(value[k]) for k in value}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    return value
-
-
-def to_json(config: Mapping) -> str:
-    """Canonical JSON: sorted keys, tuples as lists."""
-    return json.dumps(_plain(config), indent=1, sort_keys=True)
-
-
-def from_json(text: str) -> ConfigDict:
-    """A config read back from `to_json`: lists as tuples, null as an optional value."""
-
-    def restore(value):
-        if isinstance(value, dict):
-            return {k: restore(v) for k, v in value.items()}
-        return tuple(restore(v) for v in value) if isinstance(value, list) else value
-
-    try:
-        return ConfigDict(restore(json.loads(text)))
-    except ValueError as e:
-        raise ConfigError(f'a saved config cannot be read ({e}); if its checkpoints are intact, delete config.json: '
-                          'the newest checkpoint holds a copy') from None
+# ---------------------------------------------------------------- saved configs
 
 
 EVALUATION = {'predict': '', 'metrics': (), 'n': None, 'batch_size': 256, 'settings': {}, 'seed': 0, 'ema': None,
@@ -389,10 +349,3 @@ def complete(saved: Mapping) -> ConfigDict:
         config.update(saved)
     config.lock()
     return config
-
-
-def differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new) where two configs differ; '<absent>' where only one has the key."""
-    a, b = ({k: _plain(v) for k, v in flatten(c).items()} for c in (old, new))
-    return {k: (a.get(k, '<absent>'), b.get(k, '<absent>'))
-            for k in sorted({*a, *b}) if a.get(k, '<absent>') != b.get(k, '<absent>')}

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / 'gen_jax'
 EVERYWHERE = {'types', 'rng'}
 ARROWS = {
-    'types': set(), 'rng': set(), 'trees': set(), 'names': set(), 'config': {'names'},
+    'types': set(), 'rng': set(), 'trees': set(), 'names': set(), 'settings': {'names'},
+    'config': {'names', 'settings'},
     'nn': set(), 'models': {'nn', 'trees'}, 'diffusion': set(), 'sampling': {'diffusion'}, 'losses': set(),
     'tokenizers': set(), 'systems': {'models', 'nn', 'diffusion', 'sampling', 'losses', 'trees', 'names'},
     'data': {'tokenizers'}, 'metrics': set(), 'engine': {'config', 'trees', 'metrics'},
