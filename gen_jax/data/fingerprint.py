@@ -17,6 +17,10 @@ REMEDY = {
 }
 
 
+SHOWN = 5
+"""So many files are named in a message."""
+
+
 class FingerprintError(ValueError):
     """A checkpoint's pipeline is not the pipeline of this run."""
 
@@ -26,7 +30,28 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
 
 
+def _file_differences(old: Mapping[str, str], new: Mapping[str, str], path: str) -> list[str]:
+    """The first files that differ, from the runs of files in `gen_jax.data.listing.file_digests`."""
+    lines = []
+    for name in sorted(set(old) | set(new)):
+        before, now = old.get(name, '0 - -').split(' '), new.get(name, '0 - -').split(' ')
+        if before == now:
+            continue
+        if before[0] == '0' or now[0] == '0':
+            what = 'is new' if before[0] == '0' else 'is gone'
+        elif before[1] != now[1]:
+            what = 'has other content'
+        else:
+            what = 'has other metadata'
+        count = max(int(before[0]), int(now[0]))
+        lines.append(f'{path}: {name} {what}' if count == 1 else
+                     f'{path}: of the {before[0]} files from {name} on, now {now[0]}, at least one {what}')
+    return lines[:SHOWN] + ([f'{path}: and {len(lines) - SHOWN} more'] if lines[SHOWN:] else [])
+
+
 def _differences(old: Any, new: Any, path: str) -> list[str]:
+    if path == 'source.files' and isinstance(old, Mapping) and isinstance(new, Mapping):
+        return _file_differences(old, new, 'source')
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [line for key in sorted(set(old) | set(new))
                 for line in _differences(old.get(key, '(absent)'), new.get(key, '(absent)'), f'{path}.{key}')]
@@ -55,7 +80,11 @@ def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any]) -> N
                                'checkpoint is damaged; resume from an older one')
     lines = []
     for part in changed:
-        lines += _differences(saved.get(part, '(absent)'), current.get(part, '(absent)'), part)
+        # The digest over all files says nothing beside the files that differ.
+        saved[part], current[part] = (
+            {k: v for k, v in value.items() if k != 'listing'} if isinstance(value, Mapping) and 'files' in value
+            else value for value in (saved.get(part, '(absent)'), current.get(part, '(absent)')))
+        lines += _differences(saved[part], current[part], part)
     remedies = '; '.join(REMEDY.get(part, f'restore {part}') for part in changed)
     raise FingerprintError(f'the data pipeline changed since the checkpoint was written ({", ".join(changed)}):\n'
                            + '\n'.join('  ' + line for line in lines) + f'\nTo resume: {remedies}. '

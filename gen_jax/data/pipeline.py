@@ -67,10 +67,10 @@ class _Reader:
 
     def item(self, index: int) -> dict[str, Any]:
         """Item `index`; CorruptItem if it is corrupt."""
-        if (item := self._cache.get(index)) is not None:
-            return item
         if index in self.corrupt:
             raise CorruptItem(*self.corrupt[index])
+        if (item := self._cache.get(index)) is not None:
+            return item
         try:
             item = self._validated(index, self.source[index])
         except CorruptItem as error:
@@ -83,8 +83,24 @@ class _Reader:
             self._cache[index] = item
         return item
 
-    def substituted(self, index: int) -> tuple[dict[str, Any], list[int]]:
-        """Item `index` or its substitute, and the corrupt indices met on the way (a function of `index` alone).
+    def _transformed(self, index: int, transforms: Sequence[PerExample], seeds: tuple[int, int]) -> dict[str, Any]:
+        item, rng = self.item(index), _Generator(*seeds)
+        try:
+            for transform in transforms:
+                item = transform.apply(item, rng)
+        except CorruptItem as error:  # a transform can do nothing with this item: it is corrupt from now on
+            name = getattr(self.source, 'path_of', 'item {} of the source'.format)(index)
+            self.corrupt[index] = (error.path or name, error.reason)
+            raise
+        except ValueError as error:
+            raise ValueError(f'item {index} of the source: {error}') from error
+        return item
+
+    def substituted(self, index: int, transforms: Sequence[PerExample] = (), seeds: tuple[int, int] = (0, 0)
+                    ) -> tuple[dict[str, Any], list[int]]:
+        """Item `index` or its substitute, transformed, and the corrupt indices met on the way.
+
+        A function of `index` and the seeds of the transforms alone: no other item and no other reader has a say.
 
         The candidates are index + t * stride (mod N) for t = 0, 1, ...; the stride is drawn from `index` and coprime
         to N, so all items are tried, in an order that no other item influences.
@@ -94,7 +110,7 @@ class _Reader:
         for t in range(self.size):
             candidate = index if t == 0 else (index + t * stride) % self.size
             try:
-                return self.item(candidate), met
+                return self._transformed(candidate, transforms, seeds), met
             except CorruptItem:
                 met.append(candidate)
             if stride is None:
@@ -127,9 +143,10 @@ def _stack(items: Sequence[Mapping[str, Any]], names: Sequence[int]) -> dict[str
             batch[key] = np.asarray(values, {bool: np.bool_, int: np.int32, float: np.float32}[type(value)])
         elif isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in 'biuf':
             for other, name in zip(values, names, strict=True):
-                if np.shape(other) != value.shape or other.dtype != value.dtype:
+                kind = getattr(other, 'dtype', type(other).__name__)
+                if np.shape(other) != value.shape or kind != value.dtype:
                     raise ValueError(f'{key!r} of items {names[0]} and {name} of the source cannot be stacked: '
-                                     f'{value.dtype}{value.shape} and {other.dtype}{np.shape(other)}; resize and crop '
+                                     f'{value.dtype}{value.shape} and {kind}{np.shape(other)}; resize and crop '
                                      f'images to one size, or keep([...]) without {key!r}')
             batch[key] = np.stack(values)
         else:
@@ -143,13 +160,7 @@ def _examples(reader: _Reader, transforms: Sequence[PerExample], seed: int, posi
     """Transformed, stacked examples; and for each the corrupt indices that it met."""
     items, met = [], []
     for position, index in zip(positions, indices, strict=True):
-        item, corrupt = reader.substituted(index)
-        rng = _Generator(seed, position)
-        try:
-            for transform in transforms:
-                item = transform.apply(item, rng)
-        except ValueError as error:
-            raise ValueError(f'item {index} of the source: {error}') from error
+        item, corrupt = reader.substituted(index, transforms, (seed, position))
         items.append(item)
         met.append(corrupt)
     return _stack(items, indices), met

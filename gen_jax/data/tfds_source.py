@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_jax.data.decode import MAX_PIXELS, check_picture_options, decode_image, fit_image
+from gen_jax.data.decode import MAX_PIXELS, check_picture_options, decode_image
 from gen_jax.data.ledger import CorruptItem
 
 __all__ = ['TfdsSource', 'tfds_source']
@@ -61,28 +61,29 @@ def _find(name: str, data_dir: Path, how: str) -> Path:
 class TfdsSource:
     """The source made by `tfds_source`; see there."""
 
-    def __init__(self, records, image_key: str, texts: set[str], picture: dict[str, Any], image_size: int | None,
-                 name: str, fingerprint: dict[str, Any], info: dict[str, Any]):
+    def __init__(self, records, image_key: str, texts: set[str], picture: dict[str, Any], name: str,
+                 fingerprint: dict[str, Any], info: dict[str, Any]):
         self.fingerprint, self.info = fingerprint, info
         self._records, self._image_key, self._texts = records, image_key, texts
-        self._picture, self._image_size, self._name = picture, image_size, name
+        self._picture, self._name = picture, name
 
     def __len__(self) -> int:
         return len(self._records)
 
+    def path_of(self, index: int) -> str:
+        """What the ledger calls item `index`."""
+        return f'{self._name}[{index}]'
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f'index {index} outside of {self._name} with {len(self)} examples')
-        where = f'{self._name}[{index}]'
+        where = self.path_of(index)
         try:
             record = self._records[index]
         except (ValueError, RuntimeError) as error:  # a damaged chunk or message
             raise CorruptItem(where, f'{error} ({type(error).__name__})') from error
         data = record.pop(self._image_key)
-        image = decode_image(bytes(data), where, **self._picture)
-        if self._image_size is not None:
-            image = fit_image(image, self._image_size)
-        example = {'image': image}
+        example = {'image': decode_image(bytes(data), where, **self._picture)}
         for key, value in record.items():
             if key in self._texts:
                 value = value.decode('utf-8', 'replace') if isinstance(value, bytes) else value
@@ -99,7 +100,7 @@ class TfdsSource:
 
 def tfds_source(name: str, split: str = 'train', *, data_dir: str | None = None, image_size: int | None = None,
                 channels: int | None = None, background: tuple[int, int, int] = (255, 255, 255),
-                max_pixels: int = MAX_PIXELS) -> TfdsSource:
+                max_pixels: int = MAX_PIXELS, draft: bool = False) -> TfdsSource:
     """A prepared TFDS image data set.
 
     Examples hold `image` uint8 [H, W, channels] and the other features: `label` int32, `caption` str (also from a
@@ -113,6 +114,7 @@ def tfds_source(name: str, split: str = 'train', *, data_dir: str | None = None,
         channels: 3 or 1; by default what the data set declares.
         background: RGB under transparent pixels.
         max_pixels: pictures of more pixels count as corrupt.
+        draft: decode large JPEGs at reduced size; see `gen_jax.data.decode.decode_image`.
 
     Raises:
         ValueError: not prepared, or prepared as TFRecord (both with the command that prepares it); unknown split; no
@@ -142,7 +144,7 @@ def tfds_source(name: str, split: str = 'train', *, data_dir: str | None = None,
         raise ValueError(f'tfds:{name}: its {key!r} is float32; only 8-bit and 16-bit images are read')
     height, width, declared = feature.shape
     channels = (1 if declared == 1 else 3) if channels is None else channels
-    check_picture_options('tfds', channels, image_size, max_pixels, background)
+    check_picture_options('tfds', channels, image_size, max_pixels, background, draft)
     try:
         records = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding()}, file_format='array_record')
     except (ValueError, AssertionError) as error:
@@ -158,11 +160,11 @@ def tfds_source(name: str, split: str = 'train', *, data_dir: str | None = None,
     fingerprint = {'source': 'tfds', 'name': builder.info.full_name, 'split': split,
                    'shards': [[Path(file).name, os.path.getsize(file)] for file in _shards(builder, split)],
                    'channels': channels, 'image_size': image_size, 'background': list(background),
-                   'max_pixels': max_pixels}
+                   'max_pixels': max_pixels, **({'draft': True} if draft else {})}
     texts = {k for k in features if isinstance(features[k], tfds.features.Text)}
-    picture = {'channels': channels, 'background': tuple(background), 'max_pixels': max_pixels}
-    return TfdsSource(records, key, texts, picture, image_size, f'tfds:{builder.info.full_name}#{split}',
-                      fingerprint, info)
+    picture = {'channels': channels, 'background': tuple(background), 'max_pixels': max_pixels,
+               'image_size': image_size, 'draft': draft}
+    return TfdsSource(records, key, texts, picture, f'tfds:{builder.info.full_name}#{split}', fingerprint, info)
 
 
 def _shards(builder, split: str) -> list[str]:

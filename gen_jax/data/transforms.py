@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from gen_jax.data.ledger import CorruptItem
+
 __all__ = ['centre_crop', 'keep', 'pad', 'random_crop', 'random_flip', 'resize', 'to_grey', 'to_rgb', 'tokenize']
 
 Example = dict[str, Any]
+RESIZED_PIXELS = 2**26
+"""What `resize` makes at most: 1 x 60,000 pixels, their shorter side made 64, would be a gigabyte."""
 SPATIAL = ('boxes', 'centres', 'depth', 'edges', 'mask', 'masks', 'radii', 'relations', 'segmentation')
 """Keys that a geometric transform would silently make wrong if it did not act on them too."""
 
@@ -22,6 +26,7 @@ class PerExample(NamedTuple):
     """A named transform."""
 
     apply: Callable[[Example, np.random.Generator], Example]
+    """May raise CorruptItem for an item it can do nothing with, if that depends on the item alone."""
     spec: Mapping[str, Any]
     """JSON-able, complete: two transforms with equal specs do the same."""
 
@@ -80,7 +85,10 @@ def _resample(image: np.ndarray, size: tuple[int, int], resample: int) -> np.nda
 
 
 def resize(size: int, mode: str = 'shortest', keys: Sequence[str] = ('image',)) -> PerExample:
-    """Antialiased bicubic resize: 'shortest' makes the shorter side `size`, 'squash' makes both `size`."""
+    """Antialiased bicubic resize: 'shortest' makes the shorter side `size`, 'squash' makes both `size`.
+
+    A picture so long that the result would pass 2**26 pixels counts as corrupt and is replaced.
+    """
     _positive('resize', size=size)
     if mode not in ('shortest', 'squash'):
         raise ValueError(f"resize: mode={mode!r} is not one of 'shortest', 'squash'")
@@ -91,6 +99,9 @@ def resize(size: int, mode: str = 'shortest', keys: Sequence[str] = ('image',)) 
             target = (size, size)
         else:
             target = tuple(max(size, round(side * size / min(h, w))) for side in (h, w))
+            if target[0] * target[1] > RESIZED_PIXELS:
+                raise CorruptItem('', f'resize({size}) would make {target[0]} x {target[1]} pixels of {h} x {w}; '
+                                      f"crop the picture, or use data.options image_size or mode='squash'")
         return _resample(image, target, Image.Resampling.BICUBIC)
 
     return PerExample(_on_images('resize', keys, lambda images, rng: [one(x) for x in images]),

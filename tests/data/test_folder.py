@@ -223,7 +223,8 @@ def test_metadata_in_each_split(tmp_path):
     ([{'file_name': 'a.png'}, {'file_name': 'a.png'}], 'line 2: .* has a line already'),
     ([{'file_name': 'a.png', 'caption': 'x'}, {'file_name': 'b.png'}], 'line 2: its columns .* differ'),
     ([{'file_name': 'a.png'}], '1 images have no line in metadata.jsonl, the first: b.png'),
-    ([{'file_name': 'a.png', 'label': 1}, {'file_name': 'b.png', 'label': 'x'}], 'all names or all integers'),
+    ([{'file_name': 'a.png', 'label': 1}, {'file_name': 'b.png', 'label': 'x'}], 'line 2: column .label. holds text'),
+    ([{'file_name': 'a.png', 'label': -1}, {'file_name': 'b.png', 'label': 1}], 'all names or all integers'),
     ([{'file_name': 'a.png', 'id': 1}, {'file_name': 'b.png', 'id': 2**40}], "column 'id': 1099511627776"),
 ])
 def test_bad_metadata_is_named(tmp_path, rows, message):
@@ -241,8 +242,8 @@ def test_folders_without_pictures(tmp_path):
         open_source(f'folder:{tmp_path}/nowhere')
     with pytest.raises(ValueError, match=r'no images in .*\(looked for .png, .*it is empty'):
         open_source(f'folder:{tmp_path}')
-    (tmp_path / 'a.tiff').write_text('x')
-    with pytest.raises(ValueError, match="the files there end in {'.tiff': 1}"):
+    (tmp_path / 'a.svg').write_text('x')
+    with pytest.raises(ValueError, match="the files there end in {'.svg': 1}"):
         open_source(f'folder:{tmp_path}')
     (tmp_path / 'a.png').write_text('x')
     (tmp_path / 'b.png').write_text('x')
