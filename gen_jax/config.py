@@ -56,9 +56,10 @@ def base_config() -> ConfigDict:
         'steps': 1000,
         'parallel': 'jit',  # jit (one sharded program over the mesh) | pmap
         'mesh': {'data': -1, 'fsdp': 1, 'model': 1},  # -1 takes the devices that are left
-        'sharding': ('.*=',),  # 'REGEX=AXIS,AXIS,...' by leaf; empty: replicated
+        'sharding': ('.*=',),  # 'REGEX=AXIS,AXIS,...' by leaf, empty: replicated; or 'fsdp' and / or 'tensor'
         'cpu_devices': 0,  # virtual devices on CPU; 0: one per core (as many as divide the batch)
         'accumulate': 1,  # micro-batches per step
+        'remat': '',  # what the backward pass computes again: '' | full | dots | dots_and_convs | dots_no_batch ...
         'precision': 'float32',  # compute dtype of networks that take `dtype`: float32 | bfloat16
         'ema': {'slow': {'decay': 0.999, 'warmup': True}},  # several may be named; warmup: min(decay, (1+n)/(10+n))
         'nonfinite': 'raise',  # raise | skip | rollback (to the newest checkpoint, with other noise and data)
@@ -93,7 +94,7 @@ def mutable_on_resume(key: str) -> bool:
     """
     prefixes = ('log.', 'checkpoint.', 'sample.', 'evaluate.')
     exact = ('train.steps', 'train.max_seconds', 'train.nonfinite', 'train.compile_cache', 'train.cpu_devices',
-             'train.max_skips', 'train.max_rollbacks', 'train.accept',
+             'train.max_skips', 'train.max_rollbacks', 'train.accept', 'train.remat', 'train.sharding',
              'train.init_from', 'train.init_map', 'train.init_ema', 'data.threads', 'data.buffer')
     return key.startswith(prefixes) or key in exact or key.startswith('train.mesh.')
 

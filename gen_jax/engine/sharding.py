@@ -1,6 +1,8 @@
 """Meshes, and where arrays live on them."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,9 +11,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gen_jax import trees
 from gen_jax.types import PyTree
 
-__all__ = ['AXES', 'expose_cpu_devices', 'make_mesh', 'batch_sharding', 'state_sharding', 'put_batch', 'put_state']
+__all__ = ['AXES', 'PRESETS', 'Placement', 'batch_sharding', 'expose_cpu_devices', 'make_mesh', 'placements',
+           'put_batch', 'put_state', 'state_sharding']
 
 AXES = ('data', 'fsdp', 'model')
+PRESETS = ('fsdp', 'tensor')
+MIN_SIZE = 1024
+"""The preset 'fsdp' leaves arrays of fewer elements whole: norms and biases cost more to gather than to keep."""
+
+PAIRS = (
+    (('to_q', 'to_k', 'to_v'), 'to_out.0'), (('ff.net.0.proj',), 'ff.net.2'),  # diffusers
+    (('q_proj', 'k_proj', 'v_proj'), 'out_proj'), (('fc1',), 'fc2'),  # transformers: CLIP; timm, DiT: the MLP
+    (('qkv',), 'proj_out'), (('qkv_proj',), 'c_proj'), (('qkv',), 'proj'),  # ADM and its classifier; EDM, DiT
+    (('NIN_0', 'NIN_1', 'NIN_2'), 'NIN_3'), (('q', 'k', 'v'), 'proj_out'),  # score_sde; VDM
+    (('linear_1',), 'linear_2'), (('time_embed.0',), 'time_embed.2'), (('map_layer0',), 'map_layer1'),
+    (('dense0',), 'dense1'),  # the perceptrons that embed the time: diffusers, ADM, EDM, VDM
+)
+"""Layers whose output the second one reads, by their published names: siblings (or cousins, where a name has dots)."""
 
 
 def expose_cpu_devices(count: int, batch_size: int) -> None:
@@ -83,6 +99,15 @@ def state_sharding(mesh: Mesh, tree: PyTree, rules: Sequence[str] = ('.*=',)) ->
 
     Args:
         rules: 'REGEX=AXIS,AXIS,...': one mesh axis (or nothing) for each dimension of the leaf; empty: replicated.
+            The presets 'fsdp' and 'tensor', alone or together, take the leaves that no rule matches. 'fsdp' cuts each
+            leaf of at least `MIN_SIZE` elements along its largest dimension that the axis divides (ZeRO stage 3;
+            Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054). 'tensor' cuts attention and perceptrons over
+            the axis 'model', the first matrices by output and the last one by input, so that a pair needs one sum
+            (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3); which they are: `PAIRS`.
+
+    Raises:
+        ValueError: unknown axis or preset; leaves that nothing covers, rules that nothing matches; a dimension that
+            the axis does not divide.
     """
     def spec(text):
         axes = [a.strip() or None for a in text.split(',')] if text else []
@@ -91,7 +116,92 @@ def state_sharding(mesh: Mesh, tree: PyTree, rules: Sequence[str] = ('.*=',)) ->
             raise ValueError(f'axis {bad[0]!r}: choose from {", ".join(AXES)}')
         return NamedSharding(mesh, PartitionSpec(*axes))
 
-    return trees.match(trees.parse_rules(rules, spec), tree, 'train.sharding')
+    presets = [r for r in rules if '=' not in r]
+    unknown = [r for r in presets if r not in PRESETS]
+    if unknown:
+        raise ValueError(f"train.sharding {unknown[0]!r}: give 'REGEX=AXIS,AXIS,...' or one of {', '.join(PRESETS)}")
+    parsed = trees.parse_rules([r for r in rules if '=' in r], spec)
+    if not presets:
+        return trees.map_with_path(_check, tree, trees.match(parsed, tree, 'train.sharding'))
+    if any(pattern.pattern == '.*' for pattern, _ in parsed):
+        raise ValueError(f"train.sharding {tuple(rules)}: a rule '.*=...' leaves nothing to the preset {presets[0]!r}; "
+                         'leave one of them out')
+    preset = _preset(mesh, tree, presets)
+    chosen = trees.match([*parsed, (re.compile('.*'), 'preset')], tree, 'train.sharding')
+    return trees.map_with_path(
+        lambda path, leaf, rule: _check(path, leaf, preset(path, leaf) if rule == 'preset' else rule), tree, chosen)
+
+
+def _check(path: str, leaf, sharding: NamedSharding) -> NamedSharding:
+    """The sharding; ValueError if it does not fit the leaf."""
+    shape, mesh = tuple(leaf.shape), sharding.mesh
+    if len(sharding.spec) > len(shape):
+        raise ValueError(f'train.sharding: the rule for {path} names {len(sharding.spec)} dimensions, but its shape is '
+                         f'{shape}')
+    for i, axis in enumerate(sharding.spec):
+        if axis and shape[i] % mesh.shape[axis]:
+            fits = [n for n in range(1, mesh.shape[axis]) if shape[i] % n == 0]
+            raise ValueError(
+                f'train.sharding: dimension {i} of {path} {shape} is not divisible by the {mesh.shape[axis]} devices '
+                f'along {axis!r}; use train.mesh.{axis}={fits[-1]}, or put the rule {re.escape(path) + "="!r}, which '
+                'leaves it whole, in front')
+    return sharding
+
+
+def _preset(mesh: Mesh, tree, presets: Sequence[str]) -> Callable[..., NamedSharding]:
+    """(path, leaf) -> its sharding by the presets."""
+    modules = {path.replace('/', '.').rpartition('.')[0] for path in trees.flat(tree)}
+
+    def model_dimension(path, ndim):
+        module, _, leaf = path.replace('/', '.').rpartition('.')
+        for first, last in PAIRS:
+            for name in (*first, last):
+                prefix = module.removesuffix(name)
+                if prefix == module or prefix and prefix[-1] != '.' or not all(
+                        prefix + sibling in modules for sibling in (*first, last)):
+                    continue
+                if leaf in ('kernel', 'W') and ndim >= 2:  # else a statistic of an optimizer, of another rank
+                    return ndim - (2 if name == last else 1)
+                return 0 if leaf in ('bias', 'b') and ndim == 1 and name != last else None
+        return None
+
+    def sharding(path, leaf):
+        axes, shape = [None] * len(leaf.shape), leaf.shape
+        if 'tensor' in presets and mesh.shape['model'] > 1:
+            i = model_dimension(path, len(shape))
+            if i is not None and shape[i] > 1:
+                axes[i] = 'model'
+        count = mesh.shape['fsdp']
+        if 'fsdp' in presets and count > 1 and int(np.prod(shape)) >= MIN_SIZE:
+            free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % count == 0]
+            if free:
+                axes[max(free, key=lambda i: (shape[i], i))] = 'fsdp'
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return sharding
+
+
+class Placement(NamedTuple):
+    """Where a leaf lives."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    spec: str
+    """The mesh axis of each dimension, '-' for none: '-,fsdp'; 'replicated' if there is none at all."""
+    bytes: int
+    """On each device."""
+
+
+def placements(tree: PyTree, shardings: PyTree) -> list[Placement]:
+    """One row for each leaf of a tree of arrays or ShapeDtypeStructs."""
+    rows = []
+    for (path, leaf), sharding in zip(trees.flat(tree).items(), jax.tree.leaves(shardings), strict=True):
+        axes = [axis or '-' for axis in sharding.spec]
+        size = int(np.prod(sharding.shard_shape(tuple(leaf.shape))))
+        rows.append(Placement(path, tuple(leaf.shape), str(leaf.dtype),
+                              ','.join(axes) if set(axes) - {'-'} else 'replicated', size * leaf.dtype.itemsize))
+    return rows
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
