@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data import mutations
 
 from gen_jax.data.decode import decode_image
 from gen_jax.data.pipeline import train_iterator
 from gen_jax.data.sources import open_source
 from gen_jax.data.transforms import random_crop, random_flip, resize
+from tests.data import mutations
 
 SECONDS_PER_ITEM = 30  # a hang never ends; a busy machine may be slow
 MIB = 100
