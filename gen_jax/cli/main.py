@@ -11,6 +11,7 @@ COMMANDS = {
     'sweep': 'do, list or print the runs of a sweep in a config',
     'report': 'runs beside each other: one HTML page, CSV and Markdown',
     'diff': 'the settings in which two runs or configs differ',
+    'data': 'read a data source through and say what is wrong with it',
     'list': 'the configs, systems, models, solvers and metrics that there are',
 }
 

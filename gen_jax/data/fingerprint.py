@@ -57,7 +57,7 @@ def _differences(old: Any, new: Any, path: str) -> list[str]:
                 for line in _differences(old.get(key, '(absent)'), new.get(key, '(absent)'), f'{path}.{key}')]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for i in range(len(old)) for line in _differences(old[i], new[i], f'{path}[{i}]')]
-    return [] if old == new else [f'{path}: was {json.dumps(old)}, is {json.dumps(new)}']
+    return [] if old == new else [f'{path}: was {json.dumps(old)[:200]}, is {json.dumps(new)[:200]}']
 
 
 def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
