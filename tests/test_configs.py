@@ -168,9 +168,9 @@ def test_starting_from_a_run_takes_its_batch_statistics(tmp_path):
     stopped = Stop()
     stopped.request('wall time')
     train(build(small('digits_gan')), tmp_path / 'a', stop=stopped)
-    from gen_jax.engine.train import _initialise
+    from gen_jax.engine.start import initialise
     run = build(small('digits_gan', f'--config.train.init_from={tmp_path / "a"}'))
-    state = _initialise(run, {'slow': {'decay': 0.9}})
+    state = initialise(run, {'slow': {'decay': 0.9}})
     theirs, fresh = read_leaves(tmp_path / 'a'), init_state(run.system, 0, numeric(run.example_batch), {})
     ours = flat(state.extra['batch_stats'])
     assert ours and any(not np.array_equal(v, flat(fresh.extra['batch_stats'])[k]) for k, v in ours.items())

@@ -2,17 +2,16 @@
 
 The order is fixed: update, log, evaluate, sample, save. Everything logged for a step is written before that step's
 checkpoint, so a restart truncates the logs to the restored step and goes on as if nothing had happened.
+
+Two updates are under way at a time: while the device computes one, the host logs the one before it and dispatches the
+next. Log files are written by a thread of their own.
 """
 
 import contextlib
-import functools
 import importlib.util
 import json
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,143 +20,22 @@ import numpy as np
 
 from gen_jax import config as config_lib
 from gen_jax import trees
-from gen_jax.engine import writers
-from gen_jax.engine.checkpoint import Checkpoints, check_retention, read_batch_stats, read_params
-from gen_jax.engine.evaluate import Evaluator, Predictor, evaluate, numeric
+from gen_jax.engine import guard
+from gen_jax.engine.checkpoint import Checkpoints, check_retention
+from gen_jax.engine.evaluate import Predictor, evaluate, numeric
 from gen_jax.engine.files import write_text
+from gen_jax.engine.guard import NonFiniteError
 from gen_jax.engine.images import grid, save_png, to_uint8
 from gen_jax.engine.parallel import make_runner
 from gen_jax.engine.progress import progress
+from gen_jax.engine.resume import WorkdirError, check_workdir, versions
+from gen_jax.engine.run import Result, Run
 from gen_jax.engine.signals import Stop, stop_signals
-from gen_jax.engine.update import active_metrics, init_state, variables_of
-from gen_jax.types import System
+from gen_jax.engine.start import Start, begin, describe, initialise, open_writers, restore
+from gen_jax.engine.steptime import StepTimes
+from gen_jax.engine.update import active_metrics, seed_words, variables_of
 
-__all__ = ['Run', 'Result', 'NonFiniteError', 'WorkdirError', 'train', 'check_workdir']
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss or gradient that is not finite; says the step and the last good checkpoint."""
-
-    exit_code = 3
-
-
-class WorkdirError(RuntimeError):
-    """A workdir that belongs to another config."""
-
-
-class Run(NamedTuple):
-    """What the loop needs, made by `gen_jax.build`."""
-
-    config: Any
-    system: System
-    open_data: Callable[..., Any]
-    """(shard_index, shard_count, ledger) -> iterator with get_state, set_state, fingerprint, corrupt_count, close."""
-    check_data: Callable[[Mapping, Mapping], None]
-    """(saved fingerprint, current fingerprint): raises if the pipeline is another one."""
-    example_batch: Mapping[str, np.ndarray]
-    evaluators: Mapping[str, Evaluator]
-    sampler: Evaluator | None = None
-    """Draws the sample grid (its metrics are empty)."""
-    schedules: Mapping[str, Callable[[int], Any]] = {}
-    """Learning rate by step for each optimizer, for the log."""
-    info: Mapping[str, Any] = {}
-    """Of the source, for the checkpoint: num_classes, label_names ..."""
-
-
-class Result(NamedTuple):
-    """How a call of `train` ended."""
-
-    step: int
-    exit_code: int
-    """0, or that of gen_jax.engine.signals for a stop that was asked for."""
-    metrics: dict[str, float]
-    """The last logged and evaluated values."""
-    workdir: Path
-
-
-def check_workdir(workdir, config) -> None:
-    """Refuses a workdir that holds a run of another config.
-
-    Raises:
-        WorkdirError: naming the keys that differ and may not.
-    """
-    path = Path(workdir) / 'config.json'
-    if Path(workdir).exists() and not Path(workdir).is_dir():
-        raise WorkdirError(f'--workdir {workdir} is a file: name a folder, or a path that does not exist yet')
-    if path.exists():
-        saved = config_lib.from_json(path.read_text())
-    elif (Path(workdir) / 'checkpoints').is_dir():
-        store = Checkpoints(workdir, read_only=True)
-        saved = store.meta()['config'] if store.steps() else config
-        store.close()
-    else:
-        return
-    saved = config_lib.complete(config_lib.from_json(config_lib.to_json(saved)))
-    changed = {k: v for k, v in config_lib.differences(saved, config).items() if not config_lib.mutable_on_resume(k)}
-    if changed:
-        lines = [f'  {k}: {old!r} there, {new!r} now' for k, (old, new) in list(changed.items())[:10]]
-        raise WorkdirError(f'{workdir} holds a run of another config ({len(changed)} keys differ that may not change '
-                           'on resume):\n' + '\n'.join(lines) + '\nuse another --workdir, or the old values')
-
-
-@functools.lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Versions, platform and git revision, for the record."""
-    from importlib import metadata
-    out = {'python': platform.python_version(), 'platform': platform.platform(), 'backend': jax.default_backend(),
-           'devices': ', '.join(sorted({d.device_kind for d in jax.devices()})) + f' x{jax.device_count()}'}
-    for name in ('gen_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy'):
-        try:
-            out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            out[name] = 'not installed'
-    try:
-        out['git'] = subprocess.run(['git', 'describe', '--always', '--dirty'], capture_output=True, text=True,
-                                    cwd=Path(__file__).parent, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        out['git'] = 'unknown'
-    return out
-
-
-def describe_batch(batch: Mapping) -> dict[str, list]:
-    """Shapes and dtypes of a batch, so that a checkpoint can be used where its data are not."""
-    return {k: [list(v.shape), str(v.dtype)] for k, v in numeric(batch).items()}
-
-
-def _open_writers(workdir: Path, config, resumed: int | None):
-    if jax.process_index() != 0:
-        return writers.null()
-    if resumed is not None:
-        writers.truncate(workdir / 'metrics.jsonl', resumed)
-        writers.truncate(workdir / 'samples', resumed)
-    parts = [writers.jsonl(workdir / 'metrics.jsonl'), writers.png(workdir / 'samples')]
-    if config.log.tensorboard:
-        parts.append(writers.tensorboard(workdir / 'tensorboard', purge_after=resumed))
-    if config.log.wandb:
-        parts.append(writers.wandb('gen_jax', name=workdir.name, config=json.loads(config_lib.to_json(config))))
-    return writers.multi(*parts)
-
-
-def _initialise(run: Run, ema) -> Any:
-    config = run.config
-    state = init_state(run.system, config.seed, numeric(run.example_batch), ema)
-    if not config.train.init_from:
-        return state
-    rules = trees.parse_rules(config.train.init_map)
-    source = config.train.init_from
-    params, kept = trees.transfer(state.params, read_params(source, config.train.init_ema), rules)
-    extra = state.extra
-    if 'batch_stats' in extra and (stats := read_batch_stats(source, config.train.init_ema)):
-        extra = {**extra, 'batch_stats': trees.transfer(extra['batch_stats'], stats, rules)[0]}
-    print(f'initialised {len(jax.tree.leaves(params)) - len(kept)} leaves from {config.train.init_from}'
-          + (f'; {len(kept)} keep their fresh values' if kept else ''))
-    average = {k: {'params': {n: params[n] for n in v['params']}, 'extra': {n: extra[n] for n in v['extra']}}
-               for k, v in state.ema.items()}
-    return state._replace(params=params, ema=average, extra=extra)
-
-
-def _due(step: int, every: int | None) -> bool:
-    return bool(every) and step % every == 0
+__all__ = ['Run', 'Result', 'NonFiniteError', 'WorkdirError', 'train', 'check_workdir', 'versions']
 
 
 def train(run: Run, workdir, stop: Stop | None = None) -> Result:
@@ -168,11 +46,10 @@ def train(run: Run, workdir, stop: Stop | None = None) -> Result:
 
     Raises:
         WorkdirError, CheckpointError, ValueError: a workdir, checkpoint, batch or data pipeline that does not fit.
-        NonFiniteError: with train.nonfinite='raise'.
+        NonFiniteError: by train.nonfinite, and where its limits are used up.
     """
     config, workdir = run.config, Path(workdir).absolute()
-    if config.train.nonfinite not in ('raise', 'skip'):
-        raise ValueError(f'train.nonfinite {config.train.nonfinite!r}: choose from raise, skip')
+    guard.check_policy(config.train)
     for key, value in (('train.steps', config.train.steps), ('log.every_steps', config.log.every_steps),
                        ('checkpoint.every_steps', config.checkpoint.every_steps)):
         if value < 1:
@@ -189,145 +66,252 @@ def train(run: Run, workdir, stop: Stop | None = None) -> Result:
                              ledger=workdir / 'corrupt.jsonl')
         stack.callback(data.close)
         # What can be refused is refused before anything is written.
-        fresh = None if (workdir / 'checkpoints').is_dir() else _initialise(run, ema)
+        fresh = None if (workdir / 'checkpoints').is_dir() else initialise(run, ema)
         if fresh is not None:
             runner.state_shardings(fresh)
         workdir.mkdir(parents=True, exist_ok=True)
         store = Checkpoints(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every,
                             best_metric=config.checkpoint.best_metric, best_mode=config.checkpoint.best_mode)
         stack.callback(store.close)
-        state, start = _start(run, store, runner, data, ema, fresh)
+        start = begin(run, store, runner, data, ema, fresh)
         if jax.process_index() == 0:
             write_text(workdir / 'config.json', config_lib.to_json(config))
             write_text(workdir / 'versions.json', json.dumps(versions(), indent=1))
-        log = _open_writers(workdir, config, start)
-        stack.callback(log.close)
-        return _loop(run, workdir, store, runner, Predictor(run.system, runner.mesh), data, log, state, start, stop)
+        loop = _Loop(run, workdir, store, runner, data, start, stop)
+        del fresh, start  # the loop alone holds the state
+        stack.callback(loop.close)
+        return loop.run()
 
 
-def _start(run: Run, store: Checkpoints, runner, data, ema, fresh):
-    """(placed state, first step): resume > init_from > scratch."""
-    if store.steps():
-        target = jax.eval_shape(lambda: init_state(run.system, run.config.seed, numeric(run.example_batch), ema))
-        state, meta = store.restore(target, runner.state_shardings(target))
-        run.check_data(meta['data_fingerprint'], data.fingerprint)
-        data.set_state(meta['data'])
-        devices = meta['devices']
-        print(f'resuming from step {meta["step"]} in {store.path}'
-              + ('' if devices == jax.device_count() else f' (it ran on {devices} devices and now on '
-                 f'{jax.device_count()}: equal but for rounding, not bit by bit)'))
-        return runner.place(state), int(meta['step'])
-    return runner.place(fresh if fresh is not None else _initialise(run, ema)), 0
+def _due(step: int, every: int | None) -> bool:
+    return bool(every) and step % every == 0
 
 
-def _loop(run, workdir, store, runner, predictor, data, log, state, start, stop) -> Result:
-    config, steps = run.config, run.config.train.steps
-    line = progress(steps) if jax.process_index() == 0 else None
-    note = line.note if line else lambda text: None
-    parameters = ', '.join(f'{k} {trees.count(v):,}' for k, v in state.params.items()) if start == 0 else ''
-    note(f'{runner.description}; ' + (f'parameters: {parameters}' if parameters else f'from step {start}'))
-    latest: dict[str, float] = {}
-    at_step: dict[str, float] = {}  # logged at this very step: what 'best by metric' may rank
-    last_save, skipped, pending = start, 0, None  # pending: the last step's metrics, still on the device
-    began, marked = time.perf_counter(), (time.perf_counter(), start)
+class _Flying(NamedTuple):
+    """An update that the device may still be computing."""
 
-    def settle():
-        """Checks (and logs) the metrics of the step before, which the device has finished by now."""
-        nonlocal pending, skipped, marked
-        if pending is None:
-            return
-        at, values, pending = pending[0], jax.device_get(pending[1]), None
-        values = active_metrics(run.system, at - 1, {k: float(v) for k, v in values.items()})
-        if not values.pop('finite'):
-            skipped += 1
-            bad = {k: v for k, v in values.items() if not np.isfinite(v)}
-            if config.train.nonfinite == 'raise':
-                store.wait()
-                good = store.steps()[-1] if store.steps() else None
-                raise NonFiniteError(
-                    f'step {at}: {bad or "a gradient"} is not finite; parameters were left as before that step. '
-                    f'Last good checkpoint: {f"step {good} in {store.path}" if good is not None else "none"}. '
-                    'Lower optim.lr, set optim.clip_norm, or use train.nonfinite=skip')
-            note(f'step {at}: not finite, update skipped ({skipped} in this run): {bad}')
-        if _due(at, config.log.every_steps) or at == steps:
-            now = time.perf_counter()
-            rate = (at - marked[1]) / max(now - marked[0], 1e-9)
-            marked = now, at
-            if data.corrupt_count:
-                values['data/corrupt'] = data.corrupt_count
-            rates = {f'{k}/lr': float(schedule(at - 1)) for k, schedule in run.schedules.items()}
-            log.write(at, {**values, **rates, 'steps_per_second': rate,
-                           'images_per_second': rate * config.data.batch_size})
-            latest.update(values)
-            at_step.update(values)
-        if line:
-            line.update(at, {k: v for k, v in values.items() if k.endswith('loss')})
-
-    def save(at, wait=False):
-        nonlocal last_save
-        log.flush()
-        best = config.checkpoint.best_metric
-        if best and at_step and best not in at_step:
-            note(f'WARNING: checkpoint.best_metric {best!r} was not logged at step {at}, so this checkpoint cannot be '
-                 f'the best; logged were {sorted(at_step)}')
-        store.save(at, runner.fetch(state), {
-            'data': data.get_state(), 'data_fingerprint': data.fingerprint, 'devices': jax.device_count(),
-            'example': describe_batch(run.example_batch), 'info': dict(run.info),
-            'config': json.loads(config_lib.to_json(config)), 'versions': versions()}, metrics=at_step, wait=wait)
-        last_save = at
-
-    step = start
-    for step in range(start + 1, steps + 1):
-        batch = runner.put(numeric(next(data)))
-        state, metrics = runner.update(state, batch)
-        settle()
-        at_step.clear()
-        pending = step, metrics
-        end = step == steps
-        if step == start + 1:
-            jax.block_until_ready(metrics)
-            note(f'first step (compilation included) took {time.perf_counter() - began:.1f} s')
-            marked = time.perf_counter(), step
-        for name, evaluator in run.evaluators.items():
-            if _due(step, evaluator.every_steps) or (end and evaluator.every_steps != 0):
-                settle()
-                results = evaluate(evaluator, predictor, variables_of(runner.fetch(state), evaluator.ema),
-                                   ledger=workdir / 'corrupt-evaluation.jsonl')
-                results = {f'{name}/{k}': v for k, v in results.items()}
-                if results:
-                    log.write(step, results)
-                at_step.update({k: v for k, v in results.items() if isinstance(v, (int, float))})
-                latest.update(at_step)
-                note(f'step {step}: ' + '  '.join(f'{k} {v:.4g}' for k, v in results.items() if isinstance(v, float)))
-        if run.sampler and (_due(step, run.sampler.every_steps) or (end and run.sampler.every_steps != 0)):
-            settle()
-            picture = sample_grid(run, predictor, variables_of(runner.fetch(state), run.sampler.ema))
-            log.images(step, {'samples': picture})
-        if _due(step, config.checkpoint.every_steps) or end:
-            settle()
-            save(step)
-        if stop.requested:
-            break
-    settle()
-    if step > last_save:
-        save(step)
-    store.wait()
-    if line:
-        line.close()
-    if jax.process_index() == 0:
-        if run.sampler and start >= steps:
-            save_png(workdir / 'samples' / f'samples-{start:08d}.png',
-                     sample_grid(run, predictor, variables_of(runner.fetch(state), run.sampler.ema)))
-        ended = 'finished' if step >= steps else f'stopped by {stop.reason}'
-        print(f'{ended} at step {step} of {steps}: log {workdir / "metrics.jsonl"}, pictures {workdir / "samples"}, '
-              f'checkpoints {store.path}', file=sys.stdout, flush=True)
-    return Result(step, stop.exit_code if step < steps else 0, latest, workdir)
+    step: int
+    metrics: Any
+    batch: Any
+    position: Any
+    """Of the data, behind this batch."""
 
 
-def sample_grid(run: Run, predictor: Predictor, variables) -> np.ndarray:
-    """The sample grid of config.sample as one uint8 picture."""
-    sampler = run.sampler
-    options = predictor.options(sampler.predict, sampler.settings)
-    images = [out['image'][batch['valid']] for out, batch in predictor.stream(
-        sampler.predict, variables, seed=sampler.seed, batches=sampler.batches(None), options=options)]
-    return grid(to_uint8(np.concatenate(images)), columns=run.config.sample.columns, scale=None)
+class _Loop:
+    """The loop between its start and its end."""
+
+    def __init__(self, setup: Run, workdir: Path, store: Checkpoints, runner, data, start: Start, stop: Stop):
+        self.setup, self.config, self.workdir, self.stop = setup, setup.config, workdir, stop
+        self.store, self.runner, self.data = store, runner, data
+        self.predictor = Predictor(setup.system, runner.mesh)
+        self.diagnose = guard.make_diagnosis(setup.system, self.config.train.accumulate)
+        self.state, self.step, self.rollbacks, self.skips = start.state, start.step, start.rollbacks, start.skips
+        self.root = seed_words(self.config.seed, self.rollbacks)
+        self.start, self.last_save, self.skipped = self.step, self.step, 0
+        self.flying: list[_Flying] = []
+        self.latest: dict[str, float] = {}
+        self.at_step: dict[str, float] = {}  # logged at this very step: what 'best by metric' may rank
+        self.times = StepTimes()
+        self.log = open_writers(workdir, self.config, self.step)
+        if start.accepted:
+            self.log.write(self.step + 1, {'accepted': list(start.accepted)})
+        self.line = progress(self.config.train.steps) if jax.process_index() == 0 else None
+
+    def note(self, text: str) -> None:
+        if self.line:
+            self.line.note(text)
+
+    def close(self) -> None:
+        self.log.close()
+
+    def run(self) -> Result:
+        """Steps, and what is said before and after them."""
+        config, start = self.config, self.start
+        parameters = ', '.join(f'{k} {trees.count(v):,}' for k, v in self.state.params.items()) if start == 0 else ''
+        self.note(f'{self.runner.description}; '
+                  + (f'parameters: {parameters}' if parameters else f'from step {start}'))
+        while True:
+            try:
+                self.advance()
+                self.settle()
+                break
+            except guard.Rollback as event:
+                self.roll_back(event)
+        if self.step > self.last_save:
+            self.save()
+        self.store.wait()
+        if summary := self.times.summary():
+            self.note(summary)
+        if self.line:
+            self.line.close()
+        if jax.process_index() == 0:
+            sampler = self.setup.sampler
+            if sampler and start >= config.train.steps:
+                save_png(self.workdir / 'samples' / f'samples-{start:08d}.png', self.draw())
+            ended = 'finished' if self.step >= config.train.steps else f'stopped by {self.stop.reason}'
+            print(f'{ended} at step {self.step} of {config.train.steps}: log {self.workdir / "metrics.jsonl"}, '
+                  f'pictures {self.workdir / "samples"}, checkpoints {self.store.path}', file=sys.stdout, flush=True)
+        code = self.stop.exit_code if self.step < config.train.steps else 0
+        return Result(self.step, code, self.latest, self.workdir)
+
+    def advance(self) -> None:
+        """Steps until the last one, or until a stop is asked for."""
+        config, steps, began = self.config, self.config.train.steps, time.perf_counter()
+        first = self.step + 1
+        for step in range(first, steps + 1):
+            with self.times.spent('data'):
+                batch = next(self.data)
+            batch, position = self.runner.put(numeric(batch)), self.data.get_state()
+            self.state, metrics = self.runner.update(self.state, batch, self.root)
+            self.flying.append(_Flying(step, metrics, batch, position))
+            self.settle(but=1)
+            self.step, end = step, step == steps
+            self.at_step.clear()
+            if step == first:
+                jax.block_until_ready(metrics)
+                if step == self.start + 1:
+                    self.note(f'first step (compilation included) took {time.perf_counter() - began:.1f} s')
+                self.times.restart(step)
+            for name, evaluator in self.setup.evaluators.items():
+                if _due(step, evaluator.every_steps) or (end and evaluator.every_steps != 0):
+                    self.evaluate(name, evaluator)
+            sampler = self.setup.sampler
+            if sampler and (_due(step, sampler.every_steps) or (end and sampler.every_steps != 0)):
+                self.settle()
+                with self.times.spent('pause'):
+                    self.log.images(step, {'samples': self.draw()})
+            if _due(step, config.checkpoint.every_steps) or end:
+                self.save()
+            if self.stop.requested:
+                break
+
+    def settle(self, but: int = 0) -> None:
+        """Checks (and logs) the updates under way, oldest first, but the newest `but`; waits for the device."""
+        while len(self.flying) > but:
+            done = self.flying.pop(0)
+            with self.times.spent('device'):
+                values = jax.device_get(done.metrics)
+            values = active_metrics(self.setup.system, done.step - 1, {k: float(v) for k, v in values.items()})
+            if values.pop('finite'):
+                self.skips = 0
+            else:
+                self.judge(done, values)
+            self.report(done.step, values)
+
+    def report(self, at: int, values: dict[str, float]) -> None:
+        """Logs the metrics of one update, and moves the progress line."""
+        config = self.config
+        if _due(at, config.log.every_steps) or at == config.train.steps:
+            times = self.times.row(at)
+            if times:
+                times['images_per_second'] = times['steps_per_second'] * config.data.batch_size
+            if self.data.corrupt_count:
+                values['data/corrupt'] = self.data.corrupt_count
+            rates = {f'{k}/lr': float(schedule(at - 1)) for k, schedule in self.setup.schedules.items()}
+            self.log.write(at, {**values, **rates, **times})
+            self.latest.update(values)
+            self.at_step.update(values)
+        if self.line:
+            self.line.update(at, {k: v for k, v in values.items() if k.endswith('loss')})
+
+    def judge(self, done: _Flying, values: dict[str, float]) -> None:
+        """Reports an update that was not finite, and raises, goes on or asks for a rollback."""
+        self.skips, self.skipped = self.skips + 1, self.skipped + 1
+        action, limit = guard.decide(self.config.train, self.skips, self.rollbacks)
+        where = self.examine(done, values, action)
+        bad = {k: v for k, v in values.items() if not np.isfinite(v)}
+        if action == 'raise':
+            self.store.wait()
+            good = f'step {self.store.steps()[-1]} in {self.store.path}' if self.store.steps() else 'none'
+            raise NonFiniteError(
+                f'step {done.step}: {bad or "a gradient"} is not finite{limit}; parameters were left as before that '
+                f'step.{where} Last good checkpoint: {good}. Lower optim.lr, set optim.clip_norm, or use '
+                'train.nonfinite=skip or rollback')
+        if action == 'rollback':
+            raise guard.Rollback(done.step, done.position, f'step {done.step}: {bad or "a gradient"} is not finite.'
+                                 f'{where}')
+        self.note(f'step {done.step}: not finite, update skipped ({self.skipped} in this run): {bad}{where}')
+
+    def examine(self, done: _Flying, values: dict[str, float], action: str) -> str:
+        """Writes the report of an update that was not finite; returns a sentence for the message."""
+        if self.skipped > guard.MAX_DUMPS:  # all processes count alike: they diagnose together
+            return ''
+        batch, first, total = done.batch, 0, None
+        if self.config.train.parallel == 'pmap':  # what this process holds, without the axis of its devices
+            batch = {k: np.reshape(v, (-1, *np.shape(v)[2:])) for k, v in batch.items()}
+            size = len(next(iter(batch.values())))
+            first, total = size * jax.process_index(), size * jax.process_count()
+        # The next update may have been applied already: then these are the parameters behind it.
+        exact = not any(bool(jax.device_get(later.metrics['finite'])) for later in self.flying)
+        state = self.runner.fetch(self.state)._replace(step=np.int32(done.step - 1))
+        found = self.diagnose(state, batch, self.root, first, total)
+        index, indices = done.position.get('next_index'), getattr(self.data, 'indices', None)
+        ids = list(indices(index - 1)) if indices and index else None
+        record = {
+            'step': done.step, 'action': action, 'first_bad_leaf': found.bad[0] if found.bad else None,
+            'bad_leaves': found.bad[:50], 'bad_rows': [first + i for i in found.rows],
+            'bad_ids': [ids[first + i] for i in found.rows] if ids else None, 'ids': ids, 'data': done.position,
+            'metrics': values, 'same_parameters': exact, 'seed': self.config.seed, 'rollbacks': self.rollbacks,
+            'consecutive': self.skips}
+        if jax.process_index() != 0:
+            return ''
+        path = guard.dump(self.workdir, done.step, self.rollbacks, record, batch, found.rows)
+        return f' First bad leaf: {found.bad[0] if found.bad else "did not show again"}; report: {path}.'
+
+    def roll_back(self, event: guard.Rollback) -> None:
+        """Back to the newest checkpoint (or the start), on with other noise and the data behind the failed batch."""
+        self.flying.clear()
+        self.state = None  # its memory is needed
+        self.store.wait()
+        ema = {k: dict(v) for k, v in self.config.train.ema.items()}
+        if self.store.steps():
+            self.state, meta = restore(self.setup, self.store, self.runner, ema)
+            self.step = int(meta['step'])
+        else:
+            self.state, self.step = self.runner.place(initialise(self.setup, ema)), 0
+        self.last_save, self.skips, self.rollbacks = self.step, 0, self.rollbacks + 1
+        self.root = seed_words(self.config.seed, self.rollbacks)
+        self.data.set_state(event.position)
+        self.log.close()
+        self.log = open_writers(self.workdir, self.config, self.step)
+        # A line of the step after: a restart from this very checkpoint meets the failure again, and writes it again.
+        self.log.write(self.step + 1, {'rollback': self.rollbacks, 'rollback_reason': event.args[0]})
+        self.times.restart(self.step)
+        self.note(f'{event.args[0]} Back to step {self.step}, with other noise and the data behind that batch '
+                  f'(rollback {self.rollbacks} of at most {self.config.train.max_rollbacks})')
+
+    def evaluate(self, name: str, evaluator) -> None:
+        """Scores the present variables and logs the result."""
+        self.settle()
+        with self.times.spent('pause'):
+            variables = variables_of(self.runner.fetch(self.state), evaluator.ema)
+            results = evaluate(evaluator, self.predictor, variables, ledger=self.workdir / 'corrupt-evaluation.jsonl')
+        results = {f'{name}/{k}': v for k, v in results.items()}
+        if results:
+            self.log.write(self.step, results)
+        self.at_step.update({k: v for k, v in results.items() if isinstance(v, (int, float))})
+        self.latest.update(self.at_step)
+        self.note(f'step {self.step}: '
+                  + '  '.join(f'{k} {v:.4g}' for k, v in results.items() if isinstance(v, float)))
+
+    def draw(self) -> np.ndarray:
+        """The sample grid of config.sample as one uint8 picture."""
+        sampler = self.setup.sampler
+        variables = variables_of(self.runner.fetch(self.state), sampler.ema)
+        options = self.predictor.options(sampler.predict, sampler.settings)
+        images = [out['image'][batch['valid']] for out, batch in self.predictor.stream(
+            sampler.predict, variables, seed=sampler.seed, batches=sampler.batches(None), options=options)]
+        return grid(to_uint8(np.concatenate(images)), columns=self.config.sample.columns, scale=None)
+
+    def save(self) -> None:
+        """Starts the save of this step, behind everything that is logged for it."""
+        self.settle()
+        with self.times.spent('pause'):
+            self.log.flush()
+            best = self.config.checkpoint.best_metric
+            if best and self.at_step and best not in self.at_step:
+                self.note(f'WARNING: checkpoint.best_metric {best!r} was not logged at step {self.step}, so this '
+                          f'checkpoint cannot be the best; logged were {sorted(self.at_step)}')
+            meta = {**describe(self.setup, self.data), 'rollbacks': self.rollbacks, 'skips': self.skips}
+            self.store.save(self.step, self.runner.fetch(self.state), meta, metrics=self.at_step)
+        self.last_save = self.step

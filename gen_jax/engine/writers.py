@@ -10,8 +10,10 @@ import itertools
 import json
 import math
 import os
+import queue
 import re
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,8 +25,8 @@ import numpy as np
 from gen_jax.engine.images import save_png
 from gen_jax.engine.progress import emit
 
-__all__ = ['WALL_CLOCK', 'Writer', 'console', 'jsonl', 'multi', 'null', 'png', 'read_jsonl', 'tensorboard', 'truncate',
-           'wandb', 'without_wall_clock']
+__all__ = ['WALL_CLOCK', 'Writer', 'background', 'console', 'jsonl', 'multi', 'null', 'png', 'read_jsonl',
+           'tensorboard', 'truncate', 'wandb', 'without_wall_clock']
 
 WALL_CLOCK = ('time', 'elapsed', 'eta', 'steps_per_second', 'images_per_second', 'examples_per_second', 'step_seconds',
               'data_seconds', 'save_seconds', 'compile_seconds', 'eval_seconds')
@@ -77,6 +79,57 @@ def multi(*writers: Writer) -> Writer:
             raise errors[0]
 
     return Writer(each('write'), each('images'), each('flush'), close)
+
+
+def background(writer: Writer, size: int = 1000) -> Writer:
+    """Hands everything to `writer` in a thread of its own, in order, so that a slow disk delays no step.
+
+    `flush` and `close` return when all that came before is written. What the writer raises is raised by the next call;
+    after an error nothing more is written.
+
+    Args:
+        size: calls that may wait; then the caller waits too.
+    """
+    calls: queue.Queue = queue.Queue(size)
+    errors: list[BaseException] = []
+
+    def work():
+        while (call := calls.get()) is not None:
+            try:
+                if not errors:
+                    call[0](*call[1:])
+            except BaseException as error:  # noqa: BLE001  (raised in the caller's thread)
+                errors.append(error)
+            calls.task_done()
+        calls.task_done()
+
+    thread = threading.Thread(target=work, name='log writer', daemon=True)
+    thread.start()
+    raised = []
+
+    def check():
+        if errors and not raised:
+            raised.append(True)  # once: closing must not fail for the same reason again
+            raise errors[0]
+
+    def put(*call):
+        check()
+        calls.put(call)
+
+    def flush():
+        put(writer.flush)
+        calls.join()
+        check()
+
+    def close():
+        if thread.is_alive():
+            calls.put(None)
+            thread.join()
+            writer.close()
+        check()
+
+    return Writer(lambda step, metrics: put(writer.write, step, metrics),
+                  lambda step, pictures: put(writer.images, step, pictures), flush, close)
 
 
 # JSONL

@@ -10,7 +10,7 @@ from gen_jax.config import apply_overrides, base_config
 from gen_jax.engine.checkpoint import Checkpoints, read_leaves, read_params
 from gen_jax.engine.evaluate import Evaluator
 from gen_jax.engine.signals import Stop
-from gen_jax.engine.train import NonFiniteError, Run, check_workdir, train
+from gen_jax.engine.train import NonFiniteError, Run, WorkdirError, check_workdir, train
 from gen_jax.engine.writers import read_jsonl
 from gen_jax.types import Metric, System
 from tests.engine.toy import batch, regression
@@ -126,7 +126,7 @@ def test_another_pipeline_is_refused_on_resume(tmp_path):
         assert saved == current == {'seed': 0}
         raise ValueError('the pipeline is another one')
 
-    with pytest.raises(ValueError, match='another one'):
+    with pytest.raises(WorkdirError, match='another one\n.*train.accept=data'):
         train(make(check=check), tmp_path, stop=Stop())
     assert train(make(), tmp_path, stop=Stop()).step == 6
 
