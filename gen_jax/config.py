@@ -59,7 +59,7 @@ def base_config() -> ConfigDict:
         'sharding': ('.*=',),  # 'REGEX=AXIS,AXIS,...' by leaf, empty: replicated; or 'fsdp' and / or 'tensor'
         'cpu_devices': 0,  # virtual devices on CPU; 0: one per core (as many as divide the batch)
         'accumulate': 1,  # micro-batches per step
-        'remat': '',  # what the backward pass computes again: '' | full | dots | dots_and_convs | dots_no_batch ...
+        'remat': '',  # what the backward pass computes again: '' | full | dots | dots_no_batch ...
         'precision': 'float32',  # compute dtype of networks that take `dtype`: float32 | bfloat16
         'ema': {'slow': {'decay': 0.999, 'warmup': True}},  # several may be named; warmup: min(decay, (1+n)/(10+n))
         'nonfinite': 'raise',  # raise | skip | rollback (to the newest checkpoint, with other noise and data)
@@ -73,7 +73,9 @@ def base_config() -> ConfigDict:
         'compile_cache': True,
     })
     c.checkpoint = ConfigDict({'every_steps': 500, 'keep_last': 2, 'keep_every': placeholder(int),
-                               'best_metric': '', 'best_mode': 'min'})
+                               'best_metric': '', 'best_mode': 'min',
+                               'verify': True,  # use no step whose files or leaves are not what was saved
+                               'on_error': 'raise'})  # raise | continue: what a failed save does
     c.log = ConfigDict({'every_steps': 50, 'tensorboard': True, 'wandb': False})
     c.sample = ConfigDict({
         'predict': 'generate', 'every_steps': placeholder(int),  # None: only at the end

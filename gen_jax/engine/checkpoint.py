@@ -1,10 +1,16 @@
 """The one checkpoint path: Orbax's CheckpointManager (v0, Composite items) behind a small class.
 
-A step holds `state` (the whole TrainState, every EMA included) and `meta` (JSON: data position and fingerprint,
-config, versions, leaf dtypes). Saves are asynchronous and atomic: a killed one leaves a temporary folder, never a step.
+A step holds `state` (the whole TrainState, every EMA included), `meta` (JSON: data position and fingerprint, config,
+versions, leaf dtypes and fingerprints) and a manifest of its files. Saves are asynchronous and atomic: a step's folder
+gets its name when all of it, the manifest too, is on the disk; a killed save leaves a temporary folder, never a step.
 """
 
+import contextlib
+import functools
 import json
+import shutil
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from gen_jax import trees
+from gen_jax.engine import integrity
+from gen_jax.engine.fingerprint import differing, fingerprints
+from gen_jax.engine.integrity import CheckpointError, IntegrityError
+from gen_jax.engine.manager import check_retention, open_manager, ranked
+from gen_jax.engine.steps import TEMPORARY, read_meta
 from gen_jax.types import PyTree, TrainState
 
-__all__ = ['Checkpoints', 'CheckpointError', 'read_leaves', 'read_params']
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, unreadable or of another model; the message says which and what to do."""
+__all__ = ['Checkpoints', 'CheckpointError', 'IntegrityError', 'check_retention', 'read_leaves', 'read_params',
+           'read_batch_stats']
 
 
 def _as_tree(state: TrainState) -> dict:
@@ -29,44 +38,36 @@ def _as_tree(state: TrainState) -> dict:
     return {path: leaf for path, leaf in trees.flat(state._asdict()).items()}
 
 
-def check_retention(keep_last: int, keep_every: int | None, best_mode: str) -> None:
-    """Raises ValueError for settings that keep nothing or mean nothing."""
-    if keep_last < 1:
-        raise ValueError(f'checkpoint.keep_last {keep_last}: at least 1, or nothing could be resumed')
-    if keep_every is not None and keep_every < 1:
-        raise ValueError(f'checkpoint.keep_every {keep_every}: at least 1, or None')
-    if best_mode not in ('min', 'max'):
-        raise ValueError(f'checkpoint.best_mode {best_mode!r}: choose from min, max')
-
-
 class Checkpoints:
-    """Saves and restores TrainStates under WORKDIR/checkpoints.
+    """Saves and restores TrainStates under WORKDIR/checkpoints. In several processes all must make the same calls.
 
     Args:
         keep_last: newest steps to keep. keep_every: multiples of this are kept for good. best_metric: the step with the
             best value of this logged metric is kept too ('min' or 'max' by best_mode).
+        verify: use no step whose files or leaves are not what was saved. on_error: what a failed save does, 'raise' or
+            'continue'; in several processes it always raises, for they cannot agree to go on.
     """
 
     def __init__(self, workdir, *, keep_last: int = 2, keep_every: int | None = None, best_metric: str = '',
-                 best_mode: str = 'min', read_only: bool = False):
-        check_retention(keep_last, keep_every, best_mode)
+                 best_mode: str = 'min', verify: bool = True, on_error: str = 'raise', read_only: bool = False):
+        check_retention(keep_last, keep_every, best_mode, on_error)
         self.path = Path(workdir).absolute() / 'checkpoints'
-        self._best, self._read_only = (best_metric, best_mode), read_only
-        policies = [ocp.checkpoint_managers.LatestN(keep_last)]
-        if keep_every:
-            policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
-        if best_metric:
-            policies.append(ocp.checkpoint_managers.BestN(
-                get_metric_fn=lambda m: m[best_metric], reverse=best_mode == 'min', n=1,
-                keep_checkpoints_without_metrics=False))
         if read_only and not self.path.is_dir():
             raise CheckpointError(f'there is no checkpoint under {Path(workdir)}: train first, or check --workdir')
-        self._manager = ocp.CheckpointManager(
-            self.path, options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies), read_only=read_only,
-                create=not read_only, enable_async_checkpointing=True,
-                cleanup_tmp_directories=not read_only),
-            item_handlers={'state': ocp.StandardCheckpointHandler(), 'meta': ocp.JsonCheckpointHandler()})
+        self._best, self._read_only, self._verifies = (best_metric, best_mode), read_only, verify
+        self._on_error = on_error if jax.process_count() == 1 else 'raise'
+        self._saving: int | None = None  # the step whose save is running
+        self._unsaved = ''  # why the newest save failed, until another one succeeds
+        self._verified: set[int] = set()  # by `meta`, for the restore that follows
+        self._open = functools.partial(open_manager, self.path, keep_last, keep_every, best_metric, best_mode,
+                                       read_only)
+        self._clean()
+        self._manager = self._open()
+        strays = [] if self.steps() or not self.path.is_dir() else sorted(
+            p.name for p in self.path.iterdir() if p.is_dir() and TEMPORARY not in p.name)
+        if strays:
+            raise CheckpointError(f'{self.path} holds no step, but {", ".join(strays[:5])}: steps are folders named by '
+                                  'their number; give them their names back, or use another --workdir')
 
     def steps(self) -> list[int]:
         """All complete steps, oldest first."""
@@ -74,100 +75,227 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None,
              wait: bool = False) -> None:
-        """Starts an asynchronous save; raises now if the previous one failed."""
-        tree = _as_tree(state)
-        dtypes = {k: str(v.dtype) for k, v in tree.items()}
-        meta = {**meta, 'step': step, 'dtypes': dtypes}
-        name, mode = self._best
-        kwargs = {}
-        if name:  # absent or not finite: never the best
-            value = float((metrics or {}).get(name, np.nan))
-            worst = np.finfo(np.float64).max * (1 if mode == 'min' else -1)
-            kwargs['metrics'] = {name: value if np.isfinite(value) else worst}
-        if step not in self._manager.all_steps():
+        """Starts an asynchronous save, when the one before has ended.
+
+        Raises:
+            CheckpointError: the save before failed, or this one at once (with on_error='raise').
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        self._clean()
+        tree, metrics = _as_tree(state), {k: float(v) for k, v in (metrics or {}).items()}
+        meta = {**meta, 'step': step, 'dtypes': {k: str(v.dtype) for k, v in tree.items()}, 'metrics': metrics,
+                'fingerprints': fingerprints(tree), 'manifest': integrity.MANIFEST, 'saved': time.time()}
+        kwargs = {'metrics': ranked(metrics, *self._best)} if self._best[0] else {}
+        try:
             self._manager.save(step, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(json.loads(json.dumps(meta)))), **kwargs)
+            self._saving = step
+        except Exception as e:
+            self._failed(step, e)
         if wait:
             self.wait()
 
-    def wait(self) -> None:
-        """Blocks until the running save is committed; raises if it failed."""
-        self._manager.wait_until_finished()
+    def check(self) -> None:
+        """Reports (or raises) a save that has failed; does not wait, and costs a lock: the loop asks at every step."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self, final: bool = False) -> None:
+        """Blocks until the running save is committed.
+
+        Args:
+            final: no later save will make up for one that failed, so that on_error='continue' raises too.
+
+        Raises:
+            CheckpointError: it failed (with on_error='raise').
+        """
+        step, self._saving = self._saving, None
+        try:
+            if step is not None:
+                self._manager.wait_until_finished()
+                self._unsaved = ''
+        except Exception as e:  # Orbax, tensorstore and the file system raise many kinds
+            self._failed(step, e)
+        if final and self._unsaved:
+            raise CheckpointError(self._unsaved)
+
+    def _failed(self, step: int, error: Exception):
+        """Cleans up after a failed save; says so, or raises."""
+        if jax.process_count() == 1:  # otherwise another process may still be writing; the next start cleans up
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._clean()
+            self._manager = self._open()  # Orbax has forgotten the steps that the new one was to replace
+        good = self.steps() if jax.process_count() == 1 else []
+        self._unsaved = (
+            f'the checkpoint of step {step} could not be saved in {self.path}: {_cause(error)}. '
+            + (f'The newest good one is step {good[-1]}' if good else 'Earlier ones are untouched')
+            + '. Free some space (gen-jax checkpoint prune) or mend the folder')
+        if self._on_error == 'raise':
+            raise CheckpointError(self._unsaved + ', then run the same command again; checkpoint.on_error=continue '
+                                  'trains on without a checkpoint') from error
+        _say(f'WARNING: {self._unsaved}; training goes on, and the next save tries again')
+
+    def _clean(self):
+        """Removes what killed and failed saves left, also what their last writers added since. No save may run."""
+        mine = not self._read_only and jax.process_index() == 0
+        for leftover in self.path.glob(f'*{TEMPORARY}*') if mine else ():
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def close(self) -> None:
-        """Waits and releases the threads."""
-        self._manager.wait_until_finished()
+        """Waits and releases the threads; a failed save is raised unless another error is on its way."""
+        ending = sys.exc_info()[1]
+        try:
+            self.wait()
+        except CheckpointError as e:
+            if ending is None:
+                raise
+            _say(f'WARNING: {e}')
+        if self._unsaved and jax.process_count() > 1:
+            return  # it would wait for processes that may be gone
+        self._clean()
         self._manager.close()
 
     def meta(self, step: int | None = None) -> dict:
-        """The JSON beside the newest readable (or the given) step."""
-        wanted = [self._step(step)] if step is not None else self.steps()[::-1]
-        for candidate in wanted:
-            try:
-                return self._meta(candidate)
-            except Exception as e:  # unreadable: an older step's will do
-                error = e
-        raise CheckpointError(f'the checkpoints {wanted} under {self.path} cannot be read: {error}' if wanted else
-                              f'there is no checkpoint under {self.path.parent}: train first, or check --workdir')
+        """The JSON beside the newest good (or the given) step.
+
+        Raises:
+            CheckpointError: no step, or none that is good.
+        """
+        def read(candidate):
+            self._verify(candidate)
+            meta = self._meta(candidate)
+            self._verified.add(candidate)
+            return meta
+
+        return self._first_good(read, step)[0]
 
     def _meta(self, step: int) -> dict:
-        return dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta'])
+        try:
+            return read_meta(self.path / str(step))
+        except (OSError, ValueError) as e:
+            raise IntegrityError(f'{self.path / str(step)}/meta: {e}') from e
+
+    def _first_good(self, read, step: int | None = None, fall_back: bool = True):
+        """(`read` of the newest good step, or of the given one; what was wrong with newer ones, by step)."""
+        candidates, errors = [self._step(step)] if step is not None else self.steps()[::-1], {}
+        for i, candidate in enumerate(candidates):
+            try:
+                return read(candidate), errors
+            except IntegrityError as e:
+                errors[candidate] = e
+                if not fall_back:
+                    break
+                if i + 1 < len(candidates):
+                    _say(f'WARNING: checkpoint step {candidate} cannot be read ({e}); falling back to step '
+                         f'{candidates[i + 1]}')
+        raise self._none_left(errors)
+
+    def _verify(self, step: int) -> bool:
+        """Whether a step has a manifest (process 0 hashes); IntegrityError if the files do not agree with it."""
+        verdict = ''
+        if self._verifies and jax.process_index() == 0:
+            try:
+                verdict = 'good' if integrity.verify(self.path / str(step)) else 'old'
+            except IntegrityError as e:
+                verdict = str(e)
+        verdict = _from_process_0(verdict)
+        if verdict == 'old':
+            _say(f'WARNING: checkpoint step {step} in {self.path} was written by an older gen_jax and has no manifest: '
+                 'it is used UNVERIFIED')
+        elif verdict not in ('good', ''):
+            raise IntegrityError(verdict)
+        return verdict == 'good'
 
     def restore(self, target: TrainState, shardings: PyTree = None, step: int | None = None,
                 fall_back: bool = True) -> tuple[TrainState, dict]:
-        """The newest readable step (or the given one) into the structure, shapes and dtypes of `target`.
+        """The newest good step (or the given one) into the structure, shapes and dtypes of `target`.
+
+        Good means: its files are those that its manifest lists, and its leaves have the fingerprints that they had on
+        the device when they were saved. Steps that are not are moved aside if an older one is.
 
         Args:
             target: a TrainState of arrays or ShapeDtypeStructs.
             shardings: a matching tree, or None for the default device.
-            fall_back: try older steps, loudly, when the newest cannot be read.
+            fall_back: try older steps, loudly, when the newest is not good.
 
         Raises:
-            CheckpointError: no step, none readable, or a step of another model (the leaves are named).
+            CheckpointError: no step, none good (nothing is changed then), or a step of another model (the leaves are
+                named).
         """
         wanted = trees.flat(target._asdict())
         places = trees.flat(shardings._asdict()) if shardings is not None else {}
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # Orbax would want the devices of the save
         abstract = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=places.get(k) or here)
                     for k, v in wanted.items()}
-        candidates = [self._step(step)] if step is not None else self.steps()[::-1]
-        if not candidates:
-            raise CheckpointError(f'there is no checkpoint under {self.path.parent}: train first, or check --workdir')
-        for i, candidate in enumerate(candidates):
-            try:
-                meta = self._meta(candidate)
-                self._check(candidate, abstract, meta)
-                restored = self._manager.restore(candidate, args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract)))['state']
-                break
-            except CheckpointError:
-                raise
-            except Exception as e:  # Orbax and tensorstore raise many kinds for unreadable files
-                if not fall_back or i + 1 == len(candidates):
-                    raise CheckpointError(f'checkpoint {self.path / str(candidate)} cannot be read: {e}') from e
-                print(f'WARNING: checkpoint step {candidate} cannot be read ({type(e).__name__}: '
-                      f'{str(e).splitlines()[0][:200] if str(e) else ""}); falling back to step {candidates[i + 1]}')
-        if candidate != candidates[0]:
-            self._set_aside(candidates[:i])
+        (leaves, meta), errors = self._first_good(lambda k: self._read(k, abstract), step, fall_back)
+        if errors:
+            self._set_aside(errors)
         treedef = jax.tree.structure(target._asdict())
-        return TrainState(**jax.tree.unflatten(treedef, [restored[k] for k in wanted])), meta
+        return TrainState(**jax.tree.unflatten(treedef, [leaves[k] for k in wanted])), meta
+
+    def _read(self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct] | None = None):
+        """(leaves by path, meta) of one step; `abstract` None: as saved, on one device.
+
+        Raises:
+            IntegrityError: not good. CheckpointError: good, and yet it cannot be restored.
+        """
+        verified = step in self._verified or self._verify(step)
+        self._verified.discard(step)
+        error, meta = None, self._meta(step)
+        try:
+            abstract = self._saved(step, meta) if abstract is None else abstract
+            self._check(step, abstract, meta)
+            leaves = self._manager.restore(step, args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract)))['state']
+        except CheckpointError:
+            raise
+        except Exception as e:  # Orbax and tensorstore raise many kinds for what they cannot read
+            error = e
+        if _in_any_process(error is not None):
+            why = f'{self.path / str(step)}: {_cause(error) if error else "another process could not read it"}'
+            if verified:  # a full memory, say: an older step would not help
+                raise CheckpointError(f'{why} (its files are what was saved)') from error
+            raise IntegrityError(why) from error
+        if self._verifies and 'fingerprints' in meta:
+            if changed := differing(meta['fingerprints'], fingerprints({k: leaves[k] for k in abstract})):
+                raise IntegrityError(f'{self.path / str(step)}: {len(changed)} leaves are not what was saved, the '
+                                     f'first is {changed[0]} (its fingerprint is another one)')
+        return leaves, meta
+
+    def _saved(self, step, meta):
+        here, shapes = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), self._shapes(step)
+        return {k: jax.ShapeDtypeStruct(tuple(shapes[k]), jnp.dtype(d), sharding=here)
+                for k, d in meta['dtypes'].items()}
+
+    def _none_left(self, errors):
+        if not errors:
+            return CheckpointError(f'there is no checkpoint under {self.path.parent}: train first, or check --workdir')
+        lines = ''.join(f'\n  step {k}: {e}' for k, e in errors.items())
+        return CheckpointError(f'no checkpoint in {self.path} can be read; nothing was changed:{lines}\n'
+                               'bring the files back from a copy, or use another --workdir '
+                               '(checkpoint.verify=False reads what Orbax accepts, right or wrong)')
 
     def _set_aside(self, steps):
-        """Moves unreadable steps out of the way (never deletes them), so that they can be saved again."""
+        """Moves steps that are not good out of the way (never deletes them), so that they can be saved again."""
         if self._read_only:
             return
-        aside = self.path.parent / 'checkpoints-unreadable'
-        aside.mkdir(exist_ok=True)
-        for step in steps:
-            target = next(t for n in range(10_000) if not (t := aside / f'{step}.{n}').exists())
-            (self.path / str(step)).rename(target)
-            print(f'WARNING: moved the unreadable step to {target}')
-        self._manager.reload()
+        if jax.process_index() == 0:
+            aside = self.path.parent / 'checkpoints-unreadable'
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                target = next(t for n in range(10_000) if not (t := aside / f'{step}.{n}').exists())
+                (self.path / str(step)).rename(target)
+                _say(f'WARNING: moved the unreadable step to {target}')
+        _in_any_process(False)  # all wait for the moves
+        self._manager = self._open()
 
     def _step(self, step):
         steps = self.steps()
         if not steps:
-            raise CheckpointError(f'there is no checkpoint under {self.path.parent}: train first, or check --workdir')
+            raise self._none_left({})
         if step is not None and step not in steps:
             raise CheckpointError(f'there is no checkpoint of step {step}: the steps are {steps}')
         return steps[-1] if step is None else step
@@ -194,27 +322,49 @@ class Checkpoints:
         return {k: v.shape for k, v in dict(tree).items()}
 
 
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _cause(error: Exception) -> str:
+    """What happened, without the pages that tensorstore adds."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f'{text[:200]} ... {text[-100:]}'
+
+
+def _from_process_0(text: str) -> str:
+    """Process 0's text (2,000 bytes of it), in every process."""
+    if jax.process_count() == 1:
+        return text
+    words = np.frombuffer(text.encode()[:2000].ljust(2000, b'\0'), np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(words)).tobytes().rstrip(b'\0').decode(errors='replace')
+
+
+def _in_any_process(flag: bool) -> bool:
+    """Whether any process says so; all wait for all."""
+    return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
 def read_leaves(path) -> dict[str, np.ndarray]:
-    """Every leaf of the newest step as flat host arrays: 'params/...', 'ema/NAME/params/...', 'opt/...', 'step' ...
+    """Every leaf of the newest good step as flat host arrays: 'params/...', 'ema/NAME/params/...', 'opt/...', 'step'.
 
     Args:
-        path: a workdir, or its checkpoints folder, or one step's folder.
+        path: a workdir, or its checkpoints folder, or one step's folder (that one, or an error).
 
     Raises:
-        CheckpointError: nothing there.
+        CheckpointError: nothing there, or nothing good.
     """
     path, step = Path(path), None
     if path.name.isdigit():
         path, step = path.parent, int(path.name)
     workdir = path.parent if path.name == 'checkpoints' else path
     store = Checkpoints(workdir, read_only=True)
-    step = store._step(step)
-    keys, shapes = store.meta(step)['dtypes'], store._shapes(step)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = {k: jax.ShapeDtypeStruct(tuple(shapes[k]), jnp.dtype(d), sharding=here) for k, d in keys.items()}
-    restored = store._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state']
-    store.close()
-    return {k: np.asarray(v) for k, v in restored.items()}
+    try:
+        (leaves, _), _ = store._first_good(store._read, step)
+    finally:
+        store.close()
+    return {k: np.asarray(v) for k, v in leaves.items()}
 
 
 def read_batch_stats(path, ema: str = '') -> dict[str, np.ndarray]:
