@@ -260,6 +260,10 @@ class Pipeline:
         """The batch of any step, without moving the iterator or touching the ledger."""
         return self._read(step)[0]
 
+    def indices(self, step: int) -> list[int]:
+        """Items of the source in the global batch of any step, of all shards in order, before any is substituted."""
+        return [int(self._order[p]) for p in range(step * self._batch_size, (step + 1) * self._batch_size)]
+
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
 

@@ -75,6 +75,8 @@ def test_shuffle_is_not_a_pattern():
 def test_shards_concatenate_to_one_global_batch(shards):
     whole = take(12, transforms=AUGMENT)
     parts = [take(12, transforms=AUGMENT, shard_index=h, shard_count=shards) for h in range(shards)]
+    with train_iterator(Numbers(), batch_size=8, seed=3, shard_index=shards - 1, shard_count=shards) as last:
+        assert last.indices(5) == whole[5]['label'].tolist(), 'of all shards'
     for step, batch in enumerate(whole):
         for key in batch:
             np.testing.assert_array_equal(np.concatenate([p[step][key] for p in parts]), batch[key])
@@ -86,7 +88,7 @@ def test_batches_are_functions_of_seed_and_step():
     same(straight, take(12, transforms=AUGMENT, num_threads=0))
     with train_iterator(Numbers(), batch_size=8, seed=3, transforms=AUGMENT) as batches:
         same([straight[7]], [batches.batch(7)])
-        assert batches.step == 0
+        assert batches.indices(7) == straight[7]['label'].tolist() and batches.step == 0
     assert not np.array_equal(joined(straight), joined(take(12, seed=4)))
     assert len({tuple(b['label']) for b in straight}) == 12
     pictures = {}
