@@ -12,7 +12,7 @@ would meet is said.
 
   gen-jax data check /data/flowers
   gen-jax data check digits --split test
-  gen-jax data check tfds:cifar10 --config.data.options.data_dir=/data/tfds
+  gen-jax data check tfds:cifar10 --config.data.options="{'data_dir': '/data/tfds'}"
   gen-jax data check --config my_config.py --json
 
 Listed: each bad file with its reason, problems of labels and metadata, kinds and sizes of
