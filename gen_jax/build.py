@@ -22,6 +22,7 @@ from gen_jax.engine.optim import make_optimizer, make_schedule
 from gen_jax.engine.sharding import make_mesh
 from gen_jax.engine.train import Run
 from gen_jax.engine.update import init_state, variables_of
+from gen_jax.nn.remat import check_remat
 from gen_jax.types import System, TrainState, Variables
 
 __all__ = ['build', 'make_system', 'load', 'Loaded', 'predictor_for']
@@ -52,6 +53,8 @@ def make_system(config) -> System:
         raise ConfigError(f'train.precision {config.train.precision!r}: choose from float32, bfloat16')
     if config.train.precision != 'float32':
         spec = _with_dtype(spec, config.train.precision)
+    if config.train.remat:
+        spec = _with_remat(spec, config.train.remat)
     system = make(spec, 'systems')
     optim = _tuples(_plain(config.optim))
     per = optim.pop('per')
@@ -84,6 +87,17 @@ def _with_dtype(spec, precision):
         return ':' in name and 'dtype' in inspect.signature(config_lib.lookup(name)).parameters
 
     return {k: {**v, 'dtype': precision} if takes_dtype(v) else v for k, v in spec.items()}
+
+
+def _with_remat(spec, policy):
+    """Every network of a system spec that is made of blocks recomputes them in the backward pass."""
+    check_remat(policy)
+    networks = {k: v['name'] for k, v in spec.items() if isinstance(v, Mapping) and 'name' in v}
+    able = [k for k, name in networks.items() if 'remat' in config_lib.keywords(name)]
+    if not able:
+        raise ConfigError(f'train.remat={policy!r}: no network of {spec.get("name")} has blocks that could be '
+                          f"recomputed (a keyword 'remat'); it is made of {', '.join(networks.values()) or 'nothing'}")
+    return {k: {**v, 'remat': policy} if k in able else v for k, v in spec.items()}
 
 
 def _metrics(names_or_specs, context: Mapping[str, Any]) -> dict:

@@ -16,6 +16,7 @@ from gen_jax.nn.attention import IMPLEMENTATIONS, Attention
 from gen_jax.nn.embeddings import timestep_embedding
 from gen_jax.nn.initializers import torch_default
 from gen_jax.nn.norms import GroupNorm
+from gen_jax.nn.remat import recomputed
 from gen_jax.nn.resampling import average_pool, upsample_nearest
 from gen_jax.nn.resnet import ResnetBlock2D
 from gen_jax.types import Array
@@ -82,6 +83,7 @@ class Trunk(nn.Module):
     norm_num_groups: int = 32
     dtype: jnp.dtype | None = None
     attention_implementation: str | None = None
+    remat: str = ''
 
     def __post_init__(self):
         sides = [self.image_size // 2**level for level in range(len(self.channel_mult))]
@@ -144,7 +146,7 @@ class Trunk(nn.Module):
             if heads < 1 or width % heads:
                 raise ValueError(f'{heads} heads do not divide the {width} channels at {name}; change num_heads or '
                                  'num_head_channels')
-            return Attention(
+            attention = Attention(
                 width // heads,
                 self.norm_num_groups,
                 dtype=self.dtype,
@@ -155,9 +157,10 @@ class Trunk(nn.Module):
                 order='qkv_head_channel' if self.use_new_attention_order else 'head_qkv_channel',
                 kernel_init=torch_default,
                 name=name,
-            )(x)
+            )
+            return recomputed(attention, self.remat)(x)
         if kind == 'res' or (kind in ('down', 'up') and self.resblock_updown):
-            return ResnetBlock2D(
+            block = ResnetBlock2D(
                 width,
                 self.norm_num_groups,
                 epsilon=1e-5,
@@ -168,7 +171,8 @@ class Trunk(nn.Module):
                 names=RES_NAMES,
                 kernel_init=torch_default,
                 name=name,
-            )(x, emb, deterministic=deterministic)
+            )
+            return recomputed(block, self.remat)(x, emb, deterministic=deterministic)
         if kind == 'up':
             x = upsample_nearest(x)
         if kind != 'conv' and not self.conv_resample:
@@ -224,6 +228,7 @@ class ADMUNet(Trunk):
         norm_num_groups: divides every number of channels; 32 in all published weights.
         dtype: compute dtype of the blocks; parameters, norms, softmax, embeddings and the last layer are float32.
         attention_implementation: see `gen_jax.nn.attention.dot_product_attention`.
+        remat: what the backward pass recomputes of every block, see `gen_jax.nn.remat`; '' is nothing.
         num_classes: rows of the table of classes; None has no classes.
         learn_sigma: the output has 2 C channels, the second half being the variance's weight v (iDDPM, Eq. 15).
         super_res: the network is also given `low_res`.

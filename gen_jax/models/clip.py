@@ -64,6 +64,7 @@ class VisionModel(nn.Module):
     stem: tuple[int, ...] = ()
     act: str = 'quick_gelu'
     dtype: Any = jnp.float32
+    remat: str = ''
 
     @nn.compact
     def __call__(self, image: Array) -> tuple[Array, Array]:
@@ -78,7 +79,8 @@ class VisionModel(nn.Module):
                              f'{2 ** len(self.stem)}, not {self.patch_size}')
         x = VisionEmbeddings(self.width, self.patch_size, self.stem, self.act, self.dtype, name='embeddings')(image)
         x = LayerNorm(dtype=self.dtype, name='pre_layrnorm')(x)  # spelt as in the published checkpoints
-        x = Encoder(self.num_layers, self.num_heads, self.hidden, self.act, dtype=self.dtype, name='encoder')(x)
+        x = Encoder(self.num_layers, self.num_heads, self.hidden, self.act, dtype=self.dtype, remat=self.remat,
+                    name='encoder')(x)
         return x, LayerNorm(dtype=self.dtype, name='post_layernorm')(x[:, 0])
 
 
@@ -117,6 +119,7 @@ class TextModel(nn.Module):
     eos_token_id: int | None = None
     act: str = 'quick_gelu'
     dtype: Any = jnp.float32
+    remat: str = ''
 
     @nn.compact
     def __call__(self, tokens: Array) -> tuple[Array, Array]:
@@ -127,7 +130,7 @@ class TextModel(nn.Module):
                              'truncate them or set max_length')
         x = TextEmbeddings(self.vocab_size, self.max_length, self.width, self.dtype, name='embeddings')(tokens)
         x = Encoder(self.num_layers, self.num_heads, self.hidden, self.act, causal=True, dtype=self.dtype,
-                    name='encoder')(x)
+                    remat=self.remat, name='encoder')(x)
         x = LayerNorm(dtype=self.dtype, name='final_layer_norm')(x)
         ends = tokens if self.eos_token_id is None else (tokens == self.eos_token_id).astype(jnp.int32)
         # A masked sum and not a gather: XLA would exchange the indices of a gather between the shards of the batch.
@@ -147,6 +150,7 @@ class CLIP(nn.Module):
         pixel_mean, pixel_std: statistics of pixels in [0, 1] with which images in [-1, 1] are standardised; None
             leaves the images as they come.
         dtype: compute dtype; parameters stay float32.
+        remat: what the backward pass recomputes of every block, see `gen_jax.nn.remat`; '' is nothing.
     """
 
     image_size: int = 224
@@ -169,12 +173,15 @@ class CLIP(nn.Module):
     pixel_std: tuple[float, ...] | None = None
     logit_scale_init: float = 2.6592  # ln(1 / 0.07), section 2.5
     dtype: Any = jnp.float32
+    remat: str = ''
 
     def setup(self):
         self.vision_model = VisionModel(self.image_size, self.patch_size, self.vision_width, self.vision_layers,
-                                        self.vision_heads, self.vision_hidden, tuple(self.stem), self.act, self.dtype)
+                                        self.vision_heads, self.vision_hidden, tuple(self.stem), self.act, self.dtype,
+                                        self.remat)
         self.text_model = TextModel(self.vocab_size, self.max_length, self.text_width, self.text_layers,
-                                    self.text_heads, self.text_hidden, self.eos_token_id, self.act, self.dtype)
+                                    self.text_heads, self.text_hidden, self.eos_token_id, self.act, self.dtype,
+                                    self.remat)
 
         def projection(width):
             return nn.Dense(self.projection_dim, use_bias=False, dtype=self.dtype,

@@ -13,6 +13,7 @@ from gen_jax.models.song_blocks import LAYOUTS, UNetBlock
 from gen_jax.nn.attention import IMPLEMENTATIONS, Attention
 from gen_jax.nn.embeddings import GaussianFourierProjection, timestep_embedding
 from gen_jax.nn.norms import GroupNorm
+from gen_jax.nn.remat import recomputed
 from gen_jax.nn.resampling import fir_downsample, fir_filter, fir_taps, fir_upsample, upsample_nearest
 from gen_jax.types import Array
 
@@ -63,6 +64,7 @@ class SongUNet(nn.Module):
         sigma_min, sigma_max, num_scales: of the table that scale_by_sigma reads for integer labels.
         dtype: compute dtype; parameters, norms, softmax and the output are float32.
         attention_implementation: see `gen_jax.nn.attention.dot_product_attention`.
+        remat: what the backward pass recomputes of every block, see `gen_jax.nn.remat`; '' is nothing.
 
     Raises:
         ValueError: (on construction) unknown names, resolutions that do not halve, settings that no layout has.
@@ -100,6 +102,7 @@ class SongUNet(nn.Module):
     num_scales: int = 1000
     dtype: jnp.dtype | None = None
     attention_implementation: str | None = None
+    remat: str = ''
 
     def __post_init__(self):
         check_config(self)
@@ -178,9 +181,10 @@ class SongUNet(nn.Module):
                 **layout.attention,
             )
             inside = attn if attention and layout.attention_inside else None
-            x = UNetBlock(resnet, inside, name=name(part))(x, temb, deterministic=deterministic)
+            both = recomputed(UNetBlock(resnet, inside, name=name(part)), self.remat)
+            x = both(x, temb, deterministic=deterministic)
             if attention and not layout.attention_inside:
-                x = Attention(**attn, name=name(f'{part}_attention'))(x)
+                x = recomputed(Attention(**attn, name=name(f'{part}_attention')), self.remat)(x)
             return x
 
         def down(x, part):

@@ -59,6 +59,7 @@ class UNet2D(nn.Module):
         num_train_timesteps: rows of the table of 'learned' times.
         dtype: compute dtype; parameters, norms, softmax and the output are float32.
         attention_implementation: see `gen_jax.nn.attention.dot_product_attention`.
+        remat: what the backward pass recomputes of every block, see `gen_jax.nn.remat`; '' is nothing.
 
     Raises:
         ValueError: (on construction) lists of different lengths, unknown names, groups that do not divide the channels.
@@ -101,6 +102,7 @@ class UNet2D(nn.Module):
     num_train_timesteps: int | None = None
     dtype: jnp.dtype | None = None
     attention_implementation: str | None = None
+    remat: str = ''
 
     def __post_init__(self):
         check_config(self)
@@ -189,6 +191,7 @@ class UNet2D(nn.Module):
                 self.downsample_padding,
                 resnet,
                 attn(width, self.norm_num_groups),
+                self.remat,
                 name=f'down_blocks.{i}',
             )(x, temb, deterministic=deterministic)
             skips += new
@@ -196,7 +199,8 @@ class UNet2D(nn.Module):
         if self.mid_block_type is not None:
             groups = self.norm_num_groups if self.resnet_time_scale_shift == 'default' else None
             mid_attn = attn(widths[-1], self.attn_norm_num_groups or groups)
-            mid = MidBlock(self.add_attention, self.mid_block_scale_factor, resnet, mid_attn, name='mid_block')
+            scale = self.mid_block_scale_factor
+            mid = MidBlock(self.add_attention, scale, resnet, mid_attn, self.remat, name='mid_block')
             x = mid(x, temb, deterministic=deterministic)
 
         layers = self.layers_per_block + 1
@@ -209,6 +213,7 @@ class UNet2D(nn.Module):
                 None if i == last else kind.resample or self.upsample_type,
                 resnet,
                 attn(width, self.norm_num_groups),
+                self.remat,
                 name=f'up_blocks.{i}',
             )(x, skips[-layers:], temb, deterministic=deterministic)
             skips = skips[:-layers]

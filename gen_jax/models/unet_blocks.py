@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gen_jax.nn.attention import Attention
+from gen_jax.nn.remat import recomputed
 from gen_jax.nn.resampling import Downsample2D, Upsample2D
 from gen_jax.nn.resnet import ResnetBlock2D
 from gen_jax.types import Array
@@ -45,6 +46,7 @@ class DownBlock(nn.Module):
         padding: of the 'conv' down-sampling, see `Downsample2D`.
         resnet: keyword arguments of `ResnetBlock2D`.
         attn: keyword arguments of `Attention`.
+        remat: see `gen_jax.nn.remat`.
     """
 
     features: int
@@ -54,20 +56,21 @@ class DownBlock(nn.Module):
     padding: int
     resnet: Any
     attn: Any
+    remat: str = ''
 
     @nn.compact
     def __call__(self, x: Array, temb: Array, *, deterministic: bool) -> tuple[Array, list[Array]]:
         """x [B, H, W, C] -> (x [B, H', W', features], the skip connections in the order made)."""
         skips = []
         for i in range(self.layers):
-            block = ResnetBlock2D(self.features, **self.resnet, name=f'resnets.{i}')
+            block = recomputed(ResnetBlock2D(self.features, **self.resnet, name=f'resnets.{i}'), self.remat)
             x = block(x, temb, deterministic=deterministic)
             if self.attention:
-                x = Attention(**self.attn, name=f'attentions.{i}')(x)
+                x = recomputed(Attention(**self.attn, name=f'attentions.{i}'), self.remat)(x)
             skips.append(x)
         if self.resample == 'resnet':
             block = ResnetBlock2D(self.features, **self.resnet, resample='down', name='downsamplers.0')
-            x = block(x, temb, deterministic=deterministic)
+            x = recomputed(block, self.remat)(x, temb, deterministic=deterministic)
         elif self.resample == 'conv':
             x = Downsample2D(self.padding, self.resnet['dtype'], name='downsamplers.0')(x)
         return x, skips if self.resample is None else [*skips, x]
@@ -81,21 +84,25 @@ class MidBlock(nn.Module):
         scale_factor: the three outputs are divided by it.
         resnet: keyword arguments of `ResnetBlock2D`.
         attn: keyword arguments of `Attention`.
+        remat: see `gen_jax.nn.remat`.
     """
 
     attention: bool
     scale_factor: float
     resnet: Any
     attn: Any
+    remat: str = ''
 
     @nn.compact
     def __call__(self, x: Array, temb: Array, *, deterministic: bool) -> Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         resnet = dict(self.resnet, features=x.shape[-1], output_scale_factor=self.scale_factor)
-        x = ResnetBlock2D(**resnet, name='resnets.0')(x, temb, deterministic=deterministic)
+        blocks = [recomputed(ResnetBlock2D(**resnet, name=f'resnets.{i}'), self.remat) for i in range(2)]
+        x = blocks[0](x, temb, deterministic=deterministic)
         if self.attention:
-            x = Attention(**self.attn, rescale_output_factor=self.scale_factor, name='attentions.0')(x)
-        return ResnetBlock2D(**resnet, name='resnets.1')(x, temb, deterministic=deterministic)
+            attention = Attention(**self.attn, rescale_output_factor=self.scale_factor, name='attentions.0')
+            x = recomputed(attention, self.remat)(x)
+        return blocks[1](x, temb, deterministic=deterministic)
 
 
 class UpBlock(nn.Module):
@@ -110,18 +117,19 @@ class UpBlock(nn.Module):
     resample: Literal['conv', 'resnet'] | None
     resnet: Any
     attn: Any
+    remat: str = ''
 
     @nn.compact
     def __call__(self, x: Array, skips: list[Array], temb: Array, *, deterministic: bool) -> Array:
         """x [B, H, W, C] and `layers` skip connections [B, H, W, any] -> [B, H', W', features]."""
         for i, skip in enumerate(reversed(skips)):
-            block = ResnetBlock2D(self.features, **self.resnet, name=f'resnets.{i}')
+            block = recomputed(ResnetBlock2D(self.features, **self.resnet, name=f'resnets.{i}'), self.remat)
             x = block(jnp.concatenate([x, skip], -1), temb, deterministic=deterministic)
             if self.attention:
-                x = Attention(**self.attn, name=f'attentions.{i}')(x)
+                x = recomputed(Attention(**self.attn, name=f'attentions.{i}'), self.remat)(x)
         if self.resample == 'resnet':
             block = ResnetBlock2D(self.features, **self.resnet, resample='up', name='upsamplers.0')
-            x = block(x, temb, deterministic=deterministic)
+            x = recomputed(block, self.remat)(x, temb, deterministic=deterministic)
         elif self.resample == 'conv':
             x = Upsample2D(self.resnet['dtype'], name='upsamplers.0')(x)
         return x

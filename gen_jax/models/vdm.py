@@ -13,6 +13,7 @@ from gen_jax.nn.attention import Attention
 from gen_jax.nn.embeddings import timestep_embedding
 from gen_jax.nn.monotone import MonotoneLinear, MonotoneMLP
 from gen_jax.nn.norms import GroupNorm
+from gen_jax.nn.remat import recomputed
 from gen_jax.types import Array
 
 __all__ = [
@@ -80,6 +81,7 @@ class ScoreUNet(nn.Module):
     num_groups: int
     dtype: jnp.dtype | None
     attention_implementation: str | None
+    remat: str
 
     @nn.compact
     def __call__(self, z: Array, gamma: Array, conditioning: Array, deterministic: bool) -> Array:
@@ -87,11 +89,13 @@ class ScoreUNet(nn.Module):
         width = self.n_embd
 
         def block(name, x):
-            return ResnetBlock(width, self.num_groups, self.dropout, self.dtype, name=name)(x, cond, deterministic)
+            made = ResnetBlock(width, self.num_groups, self.dropout, self.dtype, name=name)
+            return recomputed(made, self.remat)(x, cond, deterministic=deterministic)
 
         def attend(name, x):
-            return Attention(width, self.num_groups, 1e-6, dtype=self.dtype, names=ATTN_NAMES, kernel_init=lecun,
-                             implementation=self.attention_implementation, name=name)(x)
+            made = Attention(width, self.num_groups, 1e-6, dtype=self.dtype, names=ATTN_NAMES, kernel_init=lecun,
+                             implementation=self.attention_implementation, name=name)
+            return recomputed(made, self.remat)(x)
 
         t = (gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)
         cond = jnp.concatenate([timestep_embedding(1000.0 * t, width), conditioning[:, None]], -1)
@@ -131,6 +135,7 @@ class VDM(nn.Module):
         norm_num_groups: divides sm_n_embd; 32 in the published weights.
         dtype: compute dtype of the blocks; parameters, schedule, embeddings and the last layer are float32.
         attention_implementation: see `gen_jax.nn.attention.dot_product_attention`.
+        remat: what the backward pass recomputes of every block, see `gen_jax.nn.remat`; '' is nothing.
 
     Raises:
         ValueError: (on construction) unknown gamma_type, gamma_min not below gamma_max.
@@ -148,6 +153,7 @@ class VDM(nn.Module):
     norm_num_groups: int = 32
     dtype: jnp.dtype | None = None
     attention_implementation: str | None = None
+    remat: str = ''
 
     def __post_init__(self):
         if self.gamma_type not in GAMMA_TYPES:
@@ -160,7 +166,7 @@ class VDM(nn.Module):
         self.score_model = ScoreUNet(
             self.gamma_min, self.gamma_max, self.sm_n_embd, self.sm_n_layer, self.sm_pdrop,
             tuple(self.fourier_exponents) if self.with_fourier_features else (), self.with_attention,
-            self.norm_num_groups, self.dtype, self.attention_implementation)
+            self.norm_num_groups, self.dtype, self.attention_implementation, self.remat)
         if self.gamma_type != 'fixed':
             kind = MonotoneLinear if self.gamma_type == 'learnable_scalar' else MonotoneMLP
             self.gamma = kind(self.gamma_min, self.gamma_max)

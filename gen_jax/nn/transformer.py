@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from gen_jax.nn import activations
 from gen_jax.nn.attention import dot_product_attention
+from gen_jax.nn.remat import recomputed
 from gen_jax.types import Array
 
 __all__ = ['MLP', 'Encoder', 'EncoderLayer', 'LayerNorm', 'SelfAttention', 'activation']
@@ -130,11 +131,13 @@ class Encoder(nn.Module):
     causal: bool = False
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    remat: str = ''
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         out_std = (2 * x.shape[-1] * self.num_layers) ** -0.5
         for i in range(self.num_layers):
-            x = EncoderLayer(self.num_heads, self.hidden, self.act, self.causal, out_std, self.epsilon, self.dtype,
-                             name=f'layers.{i}')(x)
+            layer = EncoderLayer(self.num_heads, self.hidden, self.act, self.causal, out_std, self.epsilon, self.dtype,
+                                 name=f'layers.{i}')
+            x = recomputed(layer, self.remat)(x)
         return x
