@@ -21,7 +21,10 @@ class Runner(NamedTuple):
 
     mesh: Mesh
     update: Callable
-    """(placed state, placed batch, root) -> (placed state, metrics); the state is donated; root: `seed_words`."""
+    """(placed state, placed batch, root, flag=0) -> (placed state, metrics); the state is donated; root: `seed_words`.
+
+    In a run of several processes metrics['stop'] is the largest flag that any of them gave.
+    """
     place: Callable[[Any], Any]
     put: Callable[[Any], Any]
     """This process's part of a batch (numpy) -> device arrays."""
@@ -31,6 +34,8 @@ class Runner(NamedTuple):
     description: str
     trace: Callable[..., Any] = None
     """(state, batch) as ShapeDtypeStructs, the batch being global -> what `update` traces, `.jaxpr` and `.lower()`."""
+    shard: tuple[int, int] = (0, 1)
+    """(index, count): the part of every global batch that this process reads and `put` takes."""
 
 
 LEAST_MEMORY = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
@@ -70,11 +75,16 @@ def make_runner(system: System, config, ema, devices=None) -> Runner:
     rules = tuple(config.train.sharding)
     root = seed_words(config.seed)
     common = {'seed': config.seed, 'ema': ema, 'accumulate': accumulate}
+    several = jax.process_count() > 1
     if mode == 'jit':
-        def step(state, batch, root):  # the output keeps the input's sharding, or the second call would recompile
+        def step(state, batch, root, *flags):  # the output keeps the input's sharding, or the second call recompiles
             new, metrics = update(state, batch, root)
             shardings = sharding.state_sharding(mesh, new, rules)
-            return jax.lax.with_sharding_constraint(new, shardings), metrics
+            new = jax.lax.with_sharding_constraint(new, shardings)
+            return new, {**metrics, 'stop': flags[0].max()} if flags else metrics
+
+        def run(state, batch, root=root, flag=0):
+            return jitted(state, batch, root, *([sharding.one_per_device(mesh, flag)] if several else []))
 
         update = make_update(system, **common)
         shape = ' x '.join(f'{k} {v}' for k, v in mesh.shape.items() if v > 1) or 'one device'
@@ -87,20 +97,32 @@ def make_runner(system: System, config, ema, devices=None) -> Runner:
             batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in batch.items()}
             return jitted.trace(state, batch, root)
 
+        shard = sharding.process_shard(mesh)
         return Runner(
-            mesh, lambda state, batch, root=root: jitted(state, batch, root),
-            lambda s: sharding.put_state(s, mesh, rules),
-            lambda b: sharding.put_batch(b, mesh), lambda s: s,
-            lambda target: sharding.state_sharding(mesh, target, rules), f'jit over {shape} ({kind})', trace)
-    if jax.process_count() > 1 and jax.local_device_count() * jax.process_count() != jax.device_count():
+            mesh, run, lambda s: sharding.put_state(s, mesh, rules), lambda b: sharding.put_batch(b, mesh, *shard),
+            lambda s: s, lambda target: sharding.state_sharding(mesh, target, rules), f'jit over {shape} ({kind})',
+            trace, shard)
+    if several and jax.local_device_count() * jax.process_count() != jax.device_count():
         raise ValueError('train.parallel=pmap needs the same number of devices in every process')
-    local = jax.local_device_count()
-    update = jax.pmap(make_update(system, **common, axis_name='batch'), axis_name='batch', in_axes=(0, 0, None),
-                      donate_argnums=0, devices=devices if len(devices) < jax.device_count() else None)
+    local, one = jax.local_device_count(), make_update(system, **common, axis_name='batch')
 
-    def run(state, batch, root=root):
-        state, metrics = update(state, batch, root)
-        return state, jax.tree.map(lambda x: x[0], metrics)
+    def step(state, batch, root, *flags):
+        new, metrics = one(state, batch, root)
+        return new, {**metrics, 'stop': jax.lax.pmax(flags[0], 'batch')} if flags else metrics
+
+    update = jax.pmap(step, axis_name='batch', in_axes=(0, 0, None, *([0] if several else [])), donate_argnums=0,
+                      devices=devices if len(devices) < jax.device_count() else None)
+
+    def run(state, batch, root=root, flag=0):
+        state, metrics = update(state, batch, root, *([np.full(local, flag, np.int32)] if several else []))
+        return state, jax.tree.map(lambda x: x.addressable_shards[0].data[0], metrics)
+
+    def fetch(state):  # the replicas of several processes become global arrays, as Orbax and predict want them
+        def join(x):
+            parts = [shard.data.reshape(shard.data.shape[1:]) for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape[1:], sharding.replicated(mesh), parts)
+
+        return jax.tree.map(join, state) if several else jax_utils.unreplicate(state)
 
     def trace(state, batch):
         n = len(devices)
@@ -110,7 +132,7 @@ def make_runner(system: System, config, ema, devices=None) -> Runner:
                                lower=lambda: update.lower(state, batch, root))
 
     return Runner(
-        mesh, run, jax_utils.replicate,
-        lambda b: {k: np.reshape(v, (local, -1, *np.shape(v)[1:])) for k, v in b.items()},
-        jax_utils.unreplicate, lambda target: jax.tree.map(lambda _: None, target),
-        f'pmap over {len(devices)} devices ({kind})', trace)
+        mesh, run, lambda s: jax_utils.replicate(jax.tree.map(np.asarray, s) if several else s),
+        lambda b: {k: np.reshape(v, (local, -1, *np.shape(v)[1:])) for k, v in b.items()}, fetch,
+        lambda target: jax.tree.map(lambda _: sharding.replicated(mesh) if several else None, target),
+        f'pmap over {len(devices)} devices ({kind})', trace, (jax.process_index(), jax.process_count()))

@@ -11,8 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gen_jax import trees
 from gen_jax.types import PyTree
 
-__all__ = ['AXES', 'PRESETS', 'Placement', 'batch_sharding', 'expose_cpu_devices', 'make_mesh', 'placements',
-           'put_batch', 'put_state', 'state_sharding']
+__all__ = ['AXES', 'PRESETS', 'Placement', 'batch_sharding', 'expose_cpu_devices', 'make_mesh', 'one_per_device',
+           'placements', 'process_shard', 'put_batch', 'put_state', 'state_sharding', 'usable_cores']
 
 AXES = ('data', 'fsdp', 'model')
 PRESETS = ('fsdp', 'tensor')
@@ -30,17 +30,25 @@ PAIRS = (
 """Layers whose output the second one reads, by their published names: siblings (or cousins, where a name has dots)."""
 
 
-def expose_cpu_devices(count: int, batch_size: int) -> None:
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    import os
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def expose_cpu_devices(count: int, batch_size: int, cores: int | None = None) -> None:
     """Splits the CPU into virtual devices, so that XLA's one-core convolutions use all cores.
 
     Must run before JAX touches its backend; later calls and other platforms are left alone.
 
     Args:
         count: the number of devices; 0 chooses as many as there are cores and as divide the batch.
+        batch_size: this process's part of it.
+        cores: for this process; None: all there are.
     """
     import os
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    cores = cores or usable_cores()
     if not count:
         count = next(n for n in range(cores, 0, -1) if batch_size % n == 0)
     if count > 1:
@@ -204,10 +212,34 @@ def placements(tree: PyTree, shardings: PyTree) -> list[Placement]:
     return rows
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a global batch onto its devices: global arrays with the batch axis sharded."""
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
+def process_shard(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process holds the rows index * B / count ... (index + 1) * B / count - 1 of a batch.
+
+    (0, 1), the whole batch, where its rows are not such a part: on meshes whose order of devices mixes the processes.
+    """
+    count = batch_shards(mesh)
+    rows = sorted({s.start or 0 for s, in batch_sharding(mesh).addressable_devices_indices_map((count,)).values()})
+    first, n = rows[0], len(rows)
+    return (first // n, count // n) if rows == [*range(first, first + n)] and first % n == count % n == 0 else (0, 1)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, index: int = 0, count: int = 1) -> dict[str, jax.Array]:
+    """Part `index` of `count` of a global batch onto this process's devices: global arrays, the batch axis sharded."""
+    where = batch_sharding(mesh)
+
+    def put(x):
+        x = np.asarray(x)
+        offset, shape = index * len(x), (count * len(x), *x.shape[1:])
+        return jax.make_array_from_callback(
+            shape, where, lambda i: x[slice((i[0].start or 0) - offset, (i[0].stop or shape[0]) - offset)])
+
+    return {k: put(v) for k, v in batch.items()}
+
+
+def one_per_device(mesh: Mesh, value: int) -> jax.Array:
+    """int32 [devices of all processes]: each holds the value that its process gave."""
+    where = NamedSharding(mesh, PartitionSpec(AXES))
+    return jax.make_array_from_callback((mesh.size,), where, lambda i: np.full(1, value, np.int32))
 
 
 def put_state(state: PyTree, mesh: Mesh, rules: Sequence[str] = ('.*=',)) -> PyTree:
