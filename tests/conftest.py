@@ -1,5 +1,6 @@
 """Eight virtual CPU devices and one compilation cache for the whole suite; said before JAX starts its backend."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault('NPROC', '64')
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 8)
 
@@ -17,3 +19,22 @@ jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 # This starts the backend: later wishes for another number of devices, as the commands have, come too late.
 assert jax.device_count() == 8
+
+
+@pytest.fixture(scope='session')
+def once(tmp_path_factory):
+    """once(name, make) -> folder: filled by make(folder) in the first worker of pytest-xdist that asks, read by all."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'once'
+    root.mkdir(exist_ok=True)
+
+    def get(name, make):
+        folder, done = root / name, root / f'{name}.done'
+        with open(root / f'{name}.lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return get

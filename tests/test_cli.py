@@ -17,10 +17,11 @@ TRAIN = ('--config.train.steps=2', '--config.log.every_steps=1', '--config.log.t
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp('run')
-    assert main(['train', '--config', 'digits:debug', '--workdir', str(path), *TRAIN]) == 0
-    return path
+def workdir(once):
+    """A trained run, for reading only."""
+    def make(path):
+        assert main(['train', '--config', 'digits:debug', '--workdir', str(path), *TRAIN]) == 0
+    return once('cli_run', make)
 
 
 def test_help_is_useful_and_imports_nothing_heavy():
@@ -192,7 +193,8 @@ def test_a_workdir_that_is_a_file(tmp_path, capsys):
     assert 'is a file: name a folder' in capsys.readouterr().err and (tmp_path / 'f').read_text() == 'mine'
 
 
-def test_a_workdir_of_another_config(workdir, capsys):
+def test_a_workdir_of_another_config(workdir, tmp_path, capsys):
+    workdir = shutil.copytree(workdir, tmp_path / 'run')
     assert main(['train', '--config', 'digits:debug', '--workdir', str(workdir), '--config.optim.lr=1.0']) == 2
     assert 'optim.lr: 0.001 there, 1.0 now' in capsys.readouterr().err
     # The same run again has nothing left to do, and says so.
