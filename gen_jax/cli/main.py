@@ -12,6 +12,7 @@ COMMANDS = {
     'report': 'runs beside each other: one HTML page, CSV and Markdown',
     'diff': 'the settings in which two runs or configs differ',
     'data': 'read a data source through and say what is wrong with it',
+    'inspect': 'what a training step of a config will cost, before anything runs',
     'list': 'the configs, systems, models, solvers and metrics that there are',
 }
 
