@@ -12,6 +12,7 @@ COMMANDS = {
     'report': 'runs beside each other: one HTML page, CSV and Markdown',
     'diff': 'the settings in which two runs or configs differ',
     'data': 'read a data source through and say what is wrong with it',
+    'verify-resume': 'train, kill in the middle, resume, and compare every bit',
     'inspect': 'what a training step of a config will cost, before anything runs',
     'list': 'the configs, systems, models, solvers and metrics that there are',
 }
@@ -19,7 +20,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The top-level help."""
-    lines = '\n'.join(f'  {k:10}{v}' for k, v in COMMANDS.items())
+    lines = '\n'.join(f'  {k:15}{v}' for k, v in COMMANDS.items())
     return (f'gen-jax COMMAND [options]\n\n{lines}\n\ngen-jax COMMAND --help says more; gen-jax train --config NAME '
             '--help prints the config.\n')
 
@@ -39,7 +40,7 @@ def main(argv=None) -> int:
         return 2
     if '' not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a config may name modules that lie here
-    command = importlib.import_module(f'gen_jax.cli.{argv[0]}')
+    command = importlib.import_module(f'gen_jax.cli.{argv[0].replace("-", "_")}')
     try:
         return command.run(argv[1:])
     except BrokenPipeError:
