@@ -67,6 +67,7 @@ def base_config() -> ConfigDict:
         'max_rollbacks': 3,
         'accept': (),  # config, data, code: differences on resume that are accepted
         'max_seconds': placeholder(float),  # wall-time limit: save and exit with code 75, to be requeued
+        'hang_seconds': placeholder(float),  # without progress for so long, end with code 70 and say where; None: wait
         'init_from': '',  # workdir or checkpoint folder to start the parameters from
         'init_map': ('(.*)=\\1',),  # 'REGEX=REPLACEMENT' from our leaf paths to theirs, first match wins; '' keeps init
         'init_ema': '',  # which EMA of init_from to read; empty: raw parameters
@@ -96,6 +97,7 @@ def mutable_on_resume(key: str) -> bool:
     """
     prefixes = ('log.', 'checkpoint.', 'sample.', 'evaluate.')
     exact = ('train.steps', 'train.max_seconds', 'train.nonfinite', 'train.compile_cache', 'train.cpu_devices',
+             'train.hang_seconds',
              'train.max_skips', 'train.max_rollbacks', 'train.accept', 'train.remat', 'train.sharding',
              'train.init_from', 'train.init_map', 'train.init_ema', 'data.threads', 'data.buffer')
     return key.startswith(prefixes) or key in exact or key.startswith('train.mesh.')

@@ -45,16 +45,24 @@ def literal(text: str):
         return text
 
 
-def prepare_jax(cpu_devices: int = 0, batch_size: int = 0, compile_cache: bool = True) -> None:
-    """Virtual CPU devices, the persistent compilation cache, and quiet logs; before the first use of JAX."""
+def prepare_jax(cpu_devices: int = 0, batch_size: int = 0, compile_cache: bool = True, job=None) -> None:
+    """Virtual CPU devices, the persistent compilation cache, and quiet logs; before the first use of JAX.
+
+    Args:
+        job: this process's part in a run of several (`gen_jax.engine.distributed.Job`).
+    """
     import logging
 
     import jax
 
-    from gen_jax.engine.sharding import expose_cpu_devices
+    from gen_jax.engine.sharding import expose_cpu_devices, usable_cores
 
     logging.getLogger('absl').setLevel(logging.ERROR)
-    expose_cpu_devices(cpu_devices, batch_size)
+    if job is None:
+        expose_cpu_devices(cpu_devices, batch_size)
+    else:
+        from gen_jax.engine.distributed import cpu_share
+        expose_cpu_devices(cpu_devices, max(batch_size // job.process_count, 1), cpu_share(usable_cores(), job))
     if compile_cache:
         cache = os.environ.get('GEN_JAX_CACHE') or Path(
             os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gen_jax' / 'xla'

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from gen_jax.engine.watchdog import EXIT_HANG, Board, Watchdog
+from gen_jax.engine.watchdog import EXIT_HANG, Board, Watchdog, exit_code_of
 
 __all__ = ['Address', 'Job', 'JoinError', 'find_address', 'join', 'meet', 'cpu_share', 'check_shared_folder']
 
@@ -203,11 +203,12 @@ def join(address: Address, timeout: float = 300.0) -> Iterator[Job]:
     if count > 1:
         dog.start()
     try:
-        yield Job(process, count, here, dog)
+        with dog.failing():
+            yield Job(process, count, here, dog)
         dog.beat(dog._step, 'finished')
     except BaseException as error:
         if count > 1:
-            _leave(error, dog)
+            _leave_without_waiting(exit_code_of(error))
         raise
     dog.stop()
     jax.distributed.shutdown()
@@ -275,29 +276,11 @@ def check_shared_folder(folder) -> None:
 # ---------------------------------------------------------------- ending
 
 
-def exit_code_of(error: BaseException) -> int:
-    """The exit code that the command line gives this error."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    ours = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
-    known = isinstance(error, ours) and not type(error).__module__.startswith(('jax', 'tensorstore'))
-    return getattr(error, 'exit_code', 2 if known else 1)
-
-
-def _leave(error: BaseException, dog: Watchdog) -> None:
-    """Tells the others, and sees to it that the interpreter's exit does not wait for them."""
+def _leave_without_waiting(code: int) -> None:
+    """When the interpreter exits: now, before JAX's own handler, which would wait for the others to shut down."""
     import atexit
 
-    import jax
-
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        dog.blame(10.0)  # does not return if another process is to blame
-    code = exit_code_of(error)
-    dog.announce(code, f'{type(error).__name__}: {str(error)[:500]}')
-
-    def end():  # runs before JAX's own, which would wait for the others to shut down
+    def end():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -49,14 +49,19 @@ def begin(run: Run, store: Checkpoints, runner, data, ema, fresh) -> Start:
     accepted += code
     data.set_state(meta['data'])
     devices = meta['devices']
-    print(f'resuming from step {meta["step"]} in {store.path}'
-          + ('' if devices == jax.device_count() else f' (it ran on {devices} devices and now on '
-             f'{jax.device_count()}: equal but for rounding, not bit by bit)'))
+    _say(f'resuming from step {meta["step"]} in {store.path}'
+         + ('' if devices == jax.device_count() else f' (it ran on {devices} devices and now on '
+            f'{jax.device_count()}: equal but for rounding, not bit by bit)'))
     for line in revisions:
-        print(f'note: {line}')
+        _say(f'note: {line}')
     for line in accepted:
-        print(f'accepted: {line}')
+        _say(f'accepted: {line}')
     return Start(state, int(meta['step']), meta.get('rollbacks', 0), meta.get('skips', 0), tuple(accepted))
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text)
 
 
 def restore(run: Run, store: Checkpoints, runner, ema) -> tuple[Any, dict]:
@@ -78,8 +83,8 @@ def initialise(run: Run, ema) -> Any:
     extra = state.extra
     if 'batch_stats' in extra and (stats := read_batch_stats(source, config.train.init_ema)):
         extra = {**extra, 'batch_stats': trees.transfer(extra['batch_stats'], stats, rules)[0]}
-    print(f'initialised {len(jax.tree.leaves(params)) - len(kept)} leaves from {config.train.init_from}'
-          + (f'; {len(kept)} keep their fresh values' if kept else ''))
+    _say(f'initialised {len(jax.tree.leaves(params)) - len(kept)} leaves from {config.train.init_from}'
+         + (f'; {len(kept)} keep their fresh values' if kept else ''))
     average = {k: {'params': {n: params[n] for n in v['params']}, 'extra': {n: extra[n] for n in v['extra']}}
                for k, v in state.ema.items()}
     return state._replace(params=params, ema=average, extra=extra)

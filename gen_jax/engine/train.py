@@ -22,6 +22,7 @@ from gen_jax import config as config_lib
 from gen_jax import trees
 from gen_jax.engine import guard
 from gen_jax.engine.checkpoint import Checkpoints, check_retention
+from gen_jax.engine.distributed import check_shared_folder
 from gen_jax.engine.evaluate import Predictor, evaluate, numeric
 from gen_jax.engine.files import write_text
 from gen_jax.engine.guard import NonFiniteError
@@ -34,15 +35,19 @@ from gen_jax.engine.signals import Stop, stop_signals
 from gen_jax.engine.start import Start, begin, describe, initialise, open_writers, restore
 from gen_jax.engine.steptime import StepTimes
 from gen_jax.engine.update import active_metrics, seed_words, variables_of
+from gen_jax.engine.watchdog import Watchdog
 
 __all__ = ['Run', 'Result', 'NonFiniteError', 'WorkdirError', 'train', 'check_workdir', 'versions']
 
 
-def train(run: Run, workdir, stop: Stop | None = None) -> Result:
+def train(run: Run, workdir, stop: Stop | None = None, dog: Watchdog | None = None) -> Result:
     """Trains to config.train.steps, resuming from the newest checkpoint in `workdir` if there is one.
 
     Start order: resume > train.init_from > scratch. On a stop request (SIGTERM, SIGINT, wall time) it finishes the
-    step, saves and returns with the request's exit code.
+    step, saves and returns with the request's exit code; several processes do so at the same step.
+
+    Args:
+        dog: of the processes that joined (`gen_jax.engine.distributed.join`); None: this process is on its own.
 
     Raises:
         WorkdirError, CheckpointError, ValueError: a workdir, checkpoint, batch or data pipeline that does not fit.
@@ -55,32 +60,39 @@ def train(run: Run, workdir, stop: Stop | None = None) -> Result:
         if value < 1:
             raise ValueError(f'{key} {value}: at least 1')
     check_workdir(workdir, config)
-    with stop_signals(wall_time=config.train.max_seconds) if stop is None else contextlib.nullcontext(stop) as stop, \
-            contextlib.ExitStack() as stack:
+    dog, (process, processes) = dog or Watchdog(), (jax.process_index(), jax.process_count())
+    signals = stop_signals(wall_time=config.train.max_seconds, shared=processes > 1)
+    with signals if stop is None else contextlib.nullcontext(stop) as stop, contextlib.ExitStack() as stack:
         ema = {k: dict(v) for k, v in config.train.ema.items()}
         runner = make_runner(run.system, config, ema)
-        check_retention(config.checkpoint.keep_last, config.checkpoint.keep_every, config.checkpoint.best_mode)
+        check_retention(config.checkpoint.keep_last, config.checkpoint.keep_every, config.checkpoint.best_mode,
+                        config.checkpoint.on_error)
         if config.log.wandb and importlib.util.find_spec('wandb') is None:
             raise ValueError("log.wandb=True needs the extra: pip install 'gen_jax[wandb]'")
-        data = run.open_data(shard_index=jax.process_index(), shard_count=jax.process_count(),
-                             ledger=workdir / 'corrupt.jsonl')
+        shard, shards = runner.shard
+        first = process == shard * (processes // shards)  # of those that read this part, if the mesh lets several
+        data = run.open_data(shard_index=shard, shard_count=shards, ledger=workdir / 'corrupt.jsonl' if first else None)
         stack.callback(data.close)
         # What can be refused is refused before anything is written.
         fresh = None if (workdir / 'checkpoints').is_dir() else initialise(run, ema)
         if fresh is not None:
             runner.state_shardings(fresh)
+        check_shared_folder(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(dog.watch(config.train.hang_seconds, workdir))
         store = Checkpoints(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every,
-                            best_metric=config.checkpoint.best_metric, best_mode=config.checkpoint.best_mode)
+                            best_metric=config.checkpoint.best_metric, best_mode=config.checkpoint.best_mode,
+                            verify=config.checkpoint.verify, on_error=config.checkpoint.on_error)
         stack.callback(store.close)
         start = begin(run, store, runner, data, ema, fresh)
-        if jax.process_index() == 0:
+        if process == 0:
             write_text(workdir / 'config.json', config_lib.to_json(config))
             write_text(workdir / 'versions.json', json.dumps(versions(), indent=1))
-        loop = _Loop(run, workdir, store, runner, data, start, stop)
+        loop = _Loop(run, workdir, store, runner, data, start, stop, dog)
         del fresh, start  # the loop alone holds the state
         stack.callback(loop.close)
-        return loop.run()
+        with dog.failing():
+            return loop.run()
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -100,8 +112,8 @@ class _Flying(NamedTuple):
 class _Loop:
     """The loop between its start and its end."""
 
-    def __init__(self, setup: Run, workdir: Path, store: Checkpoints, runner, data, start: Start, stop: Stop):
-        self.setup, self.config, self.workdir, self.stop = setup, setup.config, workdir, stop
+    def __init__(self, setup: Run, workdir: Path, store: Checkpoints, runner, data, start: Start, stop: Stop, dog):
+        self.setup, self.config, self.workdir, self.stop, self.dog = setup, setup.config, workdir, stop, dog
         self.store, self.runner, self.data = store, runner, data
         self.predictor = Predictor(setup.system, runner.mesh)
         self.diagnose = guard.make_diagnosis(setup.system, self.config.train.accumulate)
@@ -139,15 +151,16 @@ class _Loop:
                 self.roll_back(event)
         if self.step > self.last_save:
             self.save()
-        self.store.wait()
+        self.dog.beat(self.step, 'saving', patient=True)
+        self.store.wait(final=True)
         if summary := self.times.summary():
             self.note(summary)
         if self.line:
             self.line.close()
+        picture = self.draw() if self.setup.sampler and start >= config.train.steps else None
         if jax.process_index() == 0:
-            sampler = self.setup.sampler
-            if sampler and start >= config.train.steps:
-                save_png(self.workdir / 'samples' / f'samples-{start:08d}.png', self.draw())
+            if picture is not None:
+                save_png(self.workdir / 'samples' / f'samples-{start:08d}.png', picture)
             ended = 'finished' if self.step >= config.train.steps else f'stopped by {self.stop.reason}'
             print(f'{ended} at step {self.step} of {config.train.steps}: log {self.workdir / "metrics.jsonl"}, '
                   f'pictures {self.workdir / "samples"}, checkpoints {self.store.path}', file=sys.stdout, flush=True)
@@ -159,12 +172,15 @@ class _Loop:
         config, steps, began = self.config, self.config.train.steps, time.perf_counter()
         first = self.step + 1
         for step in range(first, steps + 1):
+            self.dog.beat(step, 'reading data', patient=step == first)
             with self.times.spent('data'):
                 batch = next(self.data)
+            self.dog.beat(step, 'updating', patient=step == first)
             batch, position = self.runner.put(numeric(batch)), self.data.get_state()
-            self.state, metrics = self.runner.update(self.state, batch, self.root)
+            self.state, metrics = self.runner.update(self.state, batch, self.root, self.stop.flag)
             self.flying.append(_Flying(step, metrics, batch, position))
             self.settle(but=1)
+            self.store.check()
             self.step, end = step, step == steps
             self.at_step.clear()
             if step == first:
@@ -189,8 +205,10 @@ class _Loop:
         """Checks (and logs) the updates under way, oldest first, but the newest `but`; waits for the device."""
         while len(self.flying) > but:
             done = self.flying.pop(0)
+            self.dog.beat(done.step, 'waiting for the devices')
             with self.times.spent('device'):
                 values = jax.device_get(done.metrics)
+            self.stop.agree(int(values.pop('stop', 0)))
             values = active_metrics(self.setup.system, done.step - 1, {k: float(v) for k, v in values.items()})
             if values.pop('finite'):
                 self.skips = 0
@@ -256,7 +274,8 @@ class _Loop:
         if jax.process_index() != 0:
             return ''
         path = guard.dump(self.workdir, done.step, self.rollbacks, record, batch, found.rows)
-        return f' First bad leaf: {found.bad[0] if found.bad else "did not show again"}; report: {path}.'
+        report = f'; report: {path.relative_to(self.workdir)}' if path else ''
+        return f' First bad leaf: {found.bad[0] if found.bad else "none, it did not show again"}{report}.'
 
     def roll_back(self, event: guard.Rollback) -> None:
         """Back to the newest checkpoint (or the start), on with other noise and the data behind the failed batch."""
@@ -284,8 +303,10 @@ class _Loop:
         """Scores the present variables and logs the result."""
         self.settle()
         with self.times.spent('pause'):
+            self.dog.beat(self.step, 'evaluating', patient=True)
             variables = variables_of(self.runner.fetch(self.state), evaluator.ema)
-            results = evaluate(evaluator, self.predictor, variables, ledger=self.workdir / 'corrupt-evaluation.jsonl')
+            ledger = self.workdir / 'corrupt-evaluation.jsonl' if jax.process_index() == 0 else None
+            results = evaluate(evaluator, self.predictor, variables, ledger=ledger)
         results = {f'{name}/{k}': v for k, v in results.items()}
         if results:
             self.log.write(self.step, results)
@@ -296,6 +317,7 @@ class _Loop:
 
     def draw(self) -> np.ndarray:
         """The sample grid of config.sample as one uint8 picture."""
+        self.dog.beat(self.step, 'sampling', patient=True)
         sampler = self.setup.sampler
         variables = variables_of(self.runner.fetch(self.state), sampler.ema)
         options = self.predictor.options(sampler.predict, sampler.settings)
@@ -306,6 +328,7 @@ class _Loop:
     def save(self) -> None:
         """Starts the save of this step, behind everything that is logged for it."""
         self.settle()
+        self.dog.beat(self.step, 'saving', patient=True)
         with self.times.spent('pause'):
             self.log.flush()
             best = self.config.checkpoint.best_metric

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ['EXIT_HANG', 'PATIENCE', 'PHASES', 'Board', 'Place', 'Watchdog', 'behind', 'table']
+__all__ = ['EXIT_HANG', 'PATIENCE', 'PHASES', 'Board', 'Place', 'Watchdog', 'behind', 'exit_code_of', 'table']
 
 EXIT_HANG = 70
 """EX_SOFTWARE of sysexits.h: a process hung, froze or died; the newest checkpoint is where to go on."""
@@ -70,6 +70,17 @@ def table(places: Mapping[int, Place], silence: float) -> str:
             lines.append(f'  process {k}: {where}, for {p.age:.0f} s' + (' <- the others wait for it' if k in late
                                                                           else ''))
     return '\n'.join(lines)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code that the command line gives this error."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    ours = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
+    known = isinstance(error, ours) and not type(error).__module__.startswith(('jax', 'tensorstore'))
+    return getattr(error, 'exit_code', 2 if known else 1)
 
 
 class Watchdog:
@@ -147,11 +158,37 @@ class Watchdog:
                 thread.join(timeout=5)
         self._threads = []
 
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """An exception in the block ends the other processes too, with its exit code.
+
+        If it is JAX's, and another process is to blame, it does not come out: this process ends as for a hang.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self._board and self._threads and self._end is None:
+                if type(error).__module__.startswith('jax'):
+                    self.blame(10.0)
+                self.announce(exit_code_of(error), f'{type(error).__name__}: {str(error)[:1000]}')
+            raise
+
     def announce(self, code: int, reason: str) -> None:
-        """This process fails: the others end with the same code. Returns when they know, or after a few seconds."""
+        """This process fails: the others end with the same code. Returns when they know, or after a few seconds.
+
+        What is left to do here, the closing of files, must not wait for them; it has 30 seconds.
+        """
         self._end = self._end or (code, reason)
         self._wake.set()
         self._wait_for_others()
+
+        def end():
+            self._write([2], f'\ngen-jax: process {self.process} of {self.count}: {reason}\n')
+            self._exit(code)
+
+        timer = threading.Timer(30, end)
+        timer.daemon = True
+        timer.start()
 
     def blame(self, seconds: float) -> None:
         """An operation over several processes failed here: waits for a sign of which one is to blame.
@@ -195,8 +232,8 @@ class Watchdog:
             self._sent += 1
             with contextlib.suppress(Exception):  # the watching thread sees that nothing is heard
                 self._board.publish(self.process, json.dumps({
-                    'n': self._sent, 'step': self._step, 'phase': self._phase, 'age': self._time - self._since,
-                    'end': self._end}))
+                    'n': self._sent, 'step': self._step, 'phase': self._phase, 'patient': self._patient,
+                    'age': self._time - self._since, 'end': self._end}))
                 for k, text in self._board.read().items():
                     said = json.loads(text)
                     if said['n'] != self._heard.get(k, (0, 0.0))[0]:
@@ -222,7 +259,8 @@ class Watchdog:
                 continue
             # Should all of Python hang (C code that keeps the interpreter's lock), this thread of C still shows where.
             faulthandler.dump_traceback_later(2 * hang + 10 * self._interval, file=2)
-            limit = max(PATIENCE, 10 * hang) if self._patient else hang
+            patient = self._patient or any(said.get('patient') for said in self._said.values())
+            limit = max(PATIENCE, 10 * hang) if patient else hang
             if self._time - self._since > limit:
                 self.finish(EXIT_HANG, f'no progress for {limit:g} s (train.hang_seconds={hang:g})')
             elif silent := self._silent(hang):
