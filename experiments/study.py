@@ -42,7 +42,8 @@ def differences(report: Report, metric: str, key: Callable, seed: str, pairs: Se
         if first in values and second in values and len(values[first]) > 1:
             c = compare([values[first], values[second]], 1)[0]
             rows.append({'first': said(first), 'second': said(second), 'difference': f'{c.difference:.2f}',
-                         '95 % interval': f'{c.low:.2f} .. {c.high:.2f}', 'p': f'{c.p:.3f}', 'test': c.test})
+                         '95 % interval': f'{c.low:.2f} .. {c.high:.2f}',
+                         'p': f'{c.p:.3f}' if c.p >= 0.0005 else '< 0.001', 'test': c.test})
     return rows
 
 

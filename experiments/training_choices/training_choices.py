@@ -22,6 +22,10 @@ MORE_SEEDS = (3, 4)
 ORDER = [(target, weighting, 'uniform') for target in PARAMETERISATIONS for weighting in WEIGHTINGS]
 ORDER.append(('edm', 'edm', 'log_normal'))
 HEADLINE = (('eps', 'simple', 'uniform'), ('edm', 'edm', 'uniform'))
+PAIRS = (HEADLINE, (HEADLINE[0], ('eps', 'min_snr', 'uniform')), (HEADLINE[0], ('v', 'simple', 'uniform')),
+         (('x0', 'simple', 'uniform'), ('x0', 'min_snr', 'uniform')),
+         (('edm', 'simple', 'uniform'), ('edm', 'min_snr', 'uniform')),
+         (HEADLINE[1], ('edm', 'edm', 'log_normal')))
 
 
 def weighting_for(name, target):
@@ -83,8 +87,8 @@ def at_step(report, metric, step):
 
 
 def tables(report):
-    """[(caption, rows)]: the distance at every evaluation, and the accuracy at the end."""
-    from experiments.study import text
+    """[(caption, rows)]: the distance at every evaluation, the accuracy at the end, and the pairs of the claims."""
+    from experiments.study import differences, text
     frechet = 'generate/frechet'
     steps = sorted({s for run in report.runs for s, _ in run.curves.get(frechet, ())})
     by_step = {s: at_step(report, frechet, s) for s in steps}
@@ -93,7 +97,9 @@ def tables(report):
              **{f'step {s}': text(by_step[s][c]) if c in by_step[s] else '–' for s in steps},
              'read as asked': text(accuracy[c], 3)} for c in sorted(accuracy, key=ORDER.index)]
     return [('Fréchet distance while training, mean ± standard error over training seeds, and the accuracy at the end:',
-             rows)]
+             rows),
+            *[(f'{what} at the end, first minus second:', differences(report, metric, choice_of, 'seed', PAIRS))
+              for what, metric in (('Fréchet distance', frechet), ('Accuracy', 'generate/accuracy'))]]
 
 
 def plots(report):
@@ -105,15 +111,16 @@ def plots(report):
     targets = [t for t in PARAMETERISATIONS if any(c[0] == t for c in by_step[steps[-1]])]
 
     def plot(*panels):
-        highest = max(e.mean for cells in by_step.values() for e in cells.values())
         lowest = min(e.mean for cells in by_step.values() for e in cells.values())
         for axes, target in zip(panels, targets, strict=True):
             choices = [c for c in ORDER if c in by_step[steps[-1]] and c[0] == target]
-            draw(axes, {f'{w}' + (', log-normal times' if t == 'log_normal' else ''):
-                        [(s, by_step[s][target, w, t]) for s in steps if (target, w, t) in by_step[s]]
-                        for _, w, t in choices})
-            axes.set(title=target, xlabel='training step', ylabel='Fréchet distance', yscale='log',
-                     ylim=(0.8 * lowest, 1.2 * highest))
+            curves = {}
+            for _, w, t in choices:
+                points = [(s, by_step[s][target, w, t]) for s in steps if (target, w, t) in by_step[s]]
+                off = ', off the top' if min(e.mean for _, e in points) > 4 * lowest else ''
+                curves[w + (', log-normal times' if t == 'log_normal' else '') + off] = points
+            draw(axes, curves)
+            axes.set(title=target, xlabel='training step', ylabel='Fréchet distance', ylim=(0.7 * lowest, 4 * lowest))
             axes.legend(fontsize=7)
             axes.grid(alpha=0.25)
 
