@@ -9,7 +9,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -129,41 +129,57 @@ class AllCorrupt(ValueError):
         self.met = met
 
 
-def _stack(items: Sequence[Mapping[str, Any]], names: Sequence[int]) -> dict[str, np.ndarray]:
-    """Dicts to a dict of arrays with a leading batch axis; what is not numeric becomes an object array."""
-    first = items[0]
-    for item, name in zip(items, names, strict=True):
-        if item.keys() != first.keys():
-            raise ValueError(f'items {names[0]} and {name} of the source have different entries: {sorted(first)} and '
+def _stack(items: Iterable[Mapping[str, Any]], names: Sequence[int]) -> dict[str, np.ndarray]:
+    """Dicts to a dict of arrays with a leading batch axis; what is not numeric becomes an object array.
+
+    Row by row: an item is let go before the next one is made, so that all of them use the same memory.
+    """
+    batch: dict[str, np.ndarray] = {}
+    for row, (item, name) in enumerate(zip(items, names, strict=True)):
+        if not row:
+            batch = {key: _column(value, len(names)) for key, value in item.items()}
+        if item.keys() != batch.keys():
+            raise ValueError(f'items {names[0]} and {name} of the source have different entries: {sorted(batch)} and '
                              f'{sorted(item)}; keep([...]) the common ones')
-    batch = {}
-    for key, value in first.items():
-        values = [item[key] for item in items]
-        if isinstance(value, (bool, int, float)):
-            batch[key] = np.asarray(values, {bool: np.bool_, int: np.int32, float: np.float32}[type(value)])
-        elif isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in 'biuf':
-            for other, name in zip(values, names, strict=True):
-                kind = getattr(other, 'dtype', type(other).__name__)
-                if np.shape(other) != value.shape or kind != value.dtype:
+        for key, value in item.items():
+            column = batch[key]
+            if column.dtype != object:
+                value = _plain_number(value)
+                kind = getattr(value, 'dtype', type(value).__name__)
+                if np.shape(value) != column.shape[1:] or kind != column.dtype:
                     raise ValueError(f'{key!r} of items {names[0]} and {name} of the source cannot be stacked: '
-                                     f'{value.dtype}{value.shape} and {kind}{np.shape(other)}; resize and crop '
+                                     f'{column.dtype}{column.shape[1:]} and {kind}{np.shape(value)}; resize and crop '
                                      f'images to one size, or keep([...]) without {key!r}')
-            batch[key] = np.stack(values)
-        else:
-            batch[key] = np.empty(len(values), object)
-            for i, other in enumerate(values):  # one by one: a slice would unpack lists
-                batch[key][i] = other
+            column[row] = value
     return batch
+
+
+def _plain_number(value: Any) -> Any:
+    """Python's own numbers as NumPy's of 32 bits."""
+    if isinstance(value, (bool, int, float)) and not isinstance(value, np.generic):
+        return {bool: np.bool_, int: np.int32, float: np.float32}[type(value)](value)
+    return value
+
+
+def _column(value: Any, rows: int) -> np.ndarray:
+    """An array for `rows` such values."""
+    value = _plain_number(value)
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in 'biuf':
+        return np.empty((rows, *value.shape), value.dtype)
+    return np.empty(rows, object)
 
 
 def _examples(reader: _Reader, transforms: Sequence[PerExample], seed: int, positions, indices):
     """Transformed, stacked examples; and for each the corrupt indices that it met."""
-    items, met = [], []
-    for position, index in zip(positions, indices, strict=True):
-        item, corrupt = reader.substituted(index, transforms, (seed, position))
-        items.append(item)
-        met.append(corrupt)
-    return _stack(items, indices), met
+    met = []
+
+    def items():
+        for position, index in zip(positions, indices, strict=True):
+            item, corrupt = reader.substituted(index, transforms, (seed, position))
+            met.append(corrupt)
+            yield item
+
+    return _stack(items(), indices), met
 
 
 def _check_shards(size: int, batch_size: int, shard_index: int, shard_count: int) -> int:
