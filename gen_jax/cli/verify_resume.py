@@ -1,5 +1,6 @@
 """gen-jax verify-resume: is a killed and resumed run the run that was left alone?"""
 
+import logging
 import sys
 
 from gen_jax.cli.options import fail, parse, parser, show_help
@@ -22,6 +23,7 @@ def run(argv) -> int:
         return fail('gen-jax verify-resume: needs --config NAME; gen-jax list shows the configs')
     from gen_jax.config import apply_overrides, load_config
     apply_overrides(load_config(args.config), overrides)  # what is misspelt is said before anything runs
+    logging.getLogger('absl').setLevel(logging.ERROR)
     from gen_jax.engine.verify_resume import verify
     return verify(args.config, overrides, (sys.executable, '-m', 'gen_jax.cli.main', 'train'), steps=args.steps,
                   workdir=args.workdir, devices_after=args.devices_after, say=lambda text: print(text, flush=True))
