@@ -10,6 +10,7 @@ COMMANDS = {
     'evaluate': 'score a trained run with the metrics of its config',
     'sweep': 'do, list or print the runs of a sweep in a config',
     'report': 'runs beside each other: one HTML page, CSV and Markdown',
+    'checkpoint': 'list, verify, compare and prune the checkpoints of runs',
     'diff': 'the settings in which two runs or configs differ',
     'data': 'read a data source through and say what is wrong with it',
     'verify-resume': 'train, kill in the middle, resume, and compare every bit',

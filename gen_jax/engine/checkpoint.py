@@ -119,20 +119,19 @@ class Checkpoints:
         except Exception as e:  # Orbax, tensorstore and the file system raise many kinds
             self._failed(step, e)
         if final and self._unsaved:
-            raise CheckpointError(self._unsaved)
+            raise CheckpointError(f'{self._unsaved}, then run the same command again')
 
     def _failed(self, step: int, error: Exception):
         """Cleans up after a failed save; says so, or raises."""
+        earlier = 'Earlier ones are untouched'
+        self._unsaved = f'the checkpoint of step {step} could not be saved in {self.path}: {_cause(error)}'
         if jax.process_count() == 1:  # otherwise another process may still be writing; the next start cleans up
             with contextlib.suppress(Exception):
                 self._manager.close()
             self._clean()
             self._manager = self._open()  # Orbax has forgotten the steps that the new one was to replace
-        good = self.steps() if jax.process_count() == 1 else []
-        self._unsaved = (
-            f'the checkpoint of step {step} could not be saved in {self.path}: {_cause(error)}. '
-            + (f'The newest good one is step {good[-1]}' if good else 'Earlier ones are untouched')
-            + '. Free some space (gen-jax checkpoint prune) or mend the folder')
+            earlier = f'The newest good one is step {self.steps()[-1]}' if self.steps() else 'There is no earlier one'
+        self._unsaved += f'. {earlier}. Free some space (gen-jax checkpoint prune) or mend the folder'
         if self._on_error == 'raise':
             raise CheckpointError(self._unsaved + ', then run the same command again; checkpoint.on_error=continue '
                                   'trains on without a checkpoint') from error
@@ -140,9 +139,15 @@ class Checkpoints:
 
     def _clean(self):
         """Removes what killed and failed saves left, also what their last writers added since. No save may run."""
-        mine = not self._read_only and jax.process_index() == 0
-        for leftover in self.path.glob(f'*{TEMPORARY}*') if mine else ():
-            shutil.rmtree(leftover, ignore_errors=True)
+        quiet = 0 if self._unsaved else 4  # looks without a find; writers of a failed save may still be at work
+        for _ in range(0 if self._read_only or jax.process_index() else 100):
+            leftovers = list(self.path.glob(f'*{TEMPORARY}*'))
+            for leftover in leftovers:
+                shutil.rmtree(leftover, ignore_errors=True)
+            quiet = 0 if leftovers else quiet + 1
+            if quiet == 5:
+                break
+            time.sleep(0.05)
 
     def close(self) -> None:
         """Waits and releases the threads; a failed save is raised unless another error is on its way."""
@@ -356,7 +361,7 @@ def read_leaves(path) -> dict[str, np.ndarray]:
         CheckpointError: nothing there, or nothing good.
     """
     path, step = Path(path), None
-    if path.name.isdigit():
+    if path.name.isdigit() and not (path / 'checkpoints').is_dir():
         path, step = path.parent, int(path.name)
     workdir = path.parent if path.name == 'checkpoints' else path
     store = Checkpoints(workdir, read_only=True)

@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gen_jax.engine import integrity
+from gen_jax.engine.steps import TEMPORARY
 
 __all__ = ['check_retention', 'open_manager', 'ranked']
 
@@ -90,6 +91,7 @@ class _StepFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
 def _quieten() -> None:
     """Leaves the report of a failed save to us: Orbax logs pages for it, and tensorstore's threads print theirs."""
     logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname or record.levelno < logging.ERROR)
+    logging.getLogger('asyncio').addFilter(lambda record: TEMPORARY not in record.getMessage())
     before = sys.unraisablehook
 
     def hook(what):
