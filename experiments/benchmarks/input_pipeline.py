@@ -104,24 +104,28 @@ def rate(source, threads, args, batches=None):
 
 
 def stages(root, args):
-    """Seconds of CPU time per image in each stage, one thread."""
+    """Seconds of CPU time per image in each stage, one thread, items made one by one as the pipeline does."""
     from gen_jax.data.decode import decode_image
     from gen_jax.data.pipeline import _stack  # the same code that the pipeline runs
     files, rng = sorted(root.glob('*.jpg'))[:args.batch], np.random.default_rng(0)
-    found, clock = {}, time.process_time
+    found, clock = dict.fromkeys(['read', 'decode', *(t.spec['name'] for t in transforms())], 0.0), time.thread_time
 
-    def timed(name, run):
+    def timed(name, run, *arguments):
         began = clock()
-        out = run()
-        found[name] = (clock() - began) / len(files)
+        out = run(*arguments)
+        found[name] += (clock() - began) / len(files)
         return out
 
-    contents = timed('read', lambda: [file.read_bytes() for file in files])
-    items = timed('decode', lambda: [{'image': decode_image(c, 'x')} for c in contents])
-    for transform in transforms():
-        items = timed(transform.spec['name'], lambda: [transform.apply(x, rng) for x in items])  # noqa: B023
-    timed('stack', lambda: _stack(items, range(len(items))))
-    return found
+    def items():
+        for file in files:
+            item = {'image': timed('decode', decode_image, timed('read', file.read_bytes), 'x')}
+            for transform in transforms():
+                item = timed(transform.spec['name'], transform.apply, item, rng)
+            yield item
+
+    began = clock()
+    _stack(items(), range(len(files)))
+    return {**found, 'stack': (clock() - began) / len(files) - sum(found.values())}
 
 
 def peer(root, workers, args):

@@ -42,7 +42,14 @@ def _lines(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
 def config_changes(saved: Mapping, config) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (saved, now) of the settings that differ and may not change on resume."""
     saved = config_lib.complete(config_lib.from_json(config_lib.to_json(saved)))
-    return {k: v for k, v in config_lib.differences(saved, config).items() if not config_lib.mutable_on_resume(k)}
+    return {k: v for k, v in config_lib.differences(saved, config).items()
+            if not config_lib.mutable_on_resume(k) and not _moved(k, *v)}
+
+
+def _moved(key: str, old: Any, new: Any) -> bool:
+    """Whether only the place of the data differs: what lies there has a fingerprint, which knows no paths."""
+    return key == 'data.options.data_dir' or key == 'data.source' and all(
+        str(source).startswith('folder:') for source in (old, new))
 
 
 def check_workdir(workdir, config) -> None:

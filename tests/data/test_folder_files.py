@@ -7,12 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
+from gen_jax.config import base_config
 from gen_jax.data import listing
 from gen_jax.data.fingerprint import FingerprintError, check_fingerprint
 from gen_jax.data.folder import open_folder
 from gen_jax.data.ledger import CorruptItem
 from gen_jax.data.pipeline import fingerprint, train_iterator
 from gen_jax.data.sources import open_source
+from gen_jax.engine.resume import config_changes
 from tests.data.mutations import encode, picture
 
 
@@ -163,6 +165,19 @@ def test_a_moved_or_copied_folder_is_the_same_data(data, tmp_path):
     check_fingerprint(old, of(data))
     data.rename(tmp_path / 'moved')
     check_fingerprint(old, of(tmp_path / 'moved'))
+
+
+def test_a_run_may_go_on_where_its_data_were_moved():
+    """The config allows another place; whether the data are the same is for their fingerprint to say."""
+    def changes(source, options=None):
+        old, new = base_config(), base_config()
+        old.data.source, old.data.options = 'folder:/old', {'data_dir': '/old', 'image_size': 8}
+        new.data.source, new.data.options = source, {'data_dir': '/new', 'image_size': 8, **(options or {})}
+        return set(config_changes(old, new))
+
+    assert changes('folder:/new') == set()
+    assert changes('digits') == {'data.source'}
+    assert changes('folder:/new', {'image_size': 16}) == {'data.options.image_size'}
 
 
 def test_the_files_that_differ_are_named(data):
