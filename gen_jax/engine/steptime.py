@@ -11,6 +11,7 @@ REMEDIES = {
     'data': 'the input pipeline: raise data.threads or data.buffer, or prepare the data smaller',
     'host': 'the host (preparing and dispatching steps): a larger batch, or fewer other processes',
     'device': 'the device, as it should be',
+    'pause': 'evaluation, sampling and saving: a larger every_steps of these',
 }
 
 

@@ -257,8 +257,8 @@ class _Loop:
         batch, first, total = done.batch, 0, None
         if self.config.train.parallel == 'pmap':  # what this process holds, without the axis of its devices
             batch = {k: np.reshape(v, (-1, *np.shape(v)[2:])) for k, v in batch.items()}
-            size = len(next(iter(batch.values())))
-            first, total = size * jax.process_index(), size * jax.process_count()
+            size, (shard, shards) = len(next(iter(batch.values()))), self.runner.shard
+            first, total = size * shard, size * shards
         # The next update may have been applied already: then these are the parameters behind it.
         exact = not any(bool(jax.device_get(later.metrics['finite'])) for later in self.flying)
         state = self.runner.fetch(self.state)._replace(step=np.int32(done.step - 1))

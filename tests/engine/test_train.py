@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gen_jax.config import apply_overrides, base_config
+from gen_jax.engine import resume, start
 from gen_jax.engine.checkpoint import Checkpoints, read_leaves, read_params
 from gen_jax.engine.evaluate import Evaluator
 from gen_jax.engine.signals import Stop
@@ -129,6 +130,30 @@ def test_another_pipeline_is_refused_on_resume(tmp_path):
     with pytest.raises(WorkdirError, match='another one\n.*train.accept=data'):
         train(make(check=check), tmp_path, stop=Stop())
     assert train(make(), tmp_path, stop=Stop()).step == 6
+
+
+def test_what_is_accepted_leaves_a_line_in_the_log(tmp_path, monkeypatch, capfd):
+    found = {**resume.versions(), 'git': 'one'}
+    monkeypatch.setattr(start, 'versions', lambda: found)
+    train(make(None, '--config.train.steps=2'), tmp_path, stop=Stop())
+    found = {**found, 'jax': '0.0.1', 'git': 'another'}
+
+    def check(saved, current):
+        raise ValueError('the pipeline changed:\n  seed: was 0, is 1')
+
+    changed = ('--config.optim.lr=0.5', "--config.train.accept=('config','data')")
+    with pytest.raises(WorkdirError, match="jax: .* there, '0.0.1' now"):
+        train(make(None, *changed, check=check), tmp_path, stop=Stop())
+    with pytest.raises(WorkdirError, match='optim.lr: 0.001 there, 0.5 now(.|\n)*train.accept=config'):
+        train(make(None, *changed[:1], '--config.train.accept=code', check=check), tmp_path, stop=Stop())
+    changed = (changed[0], "--config.train.accept=('config','data','code')")
+    assert train(make(None, *changed, check=check), tmp_path, stop=Stop()).step == 6
+    lines = [r for r in read_jsonl(tmp_path / 'metrics.jsonl') if 'accepted' in r]
+    assert [r['step'] for r in lines] == [3] and lines[0]['accepted'][:2] == [
+        'config: optim.lr: 0.001 there, 0.5 now', 'data: seed: was 0, is 1']
+    assert lines[0]['accepted'][2].startswith('code: jax: ') and len(lines[0]['accepted']) == 3
+    said = capfd.readouterr().out
+    assert 'note: git: ' in said and said.count('accepted: ') == 3
 
 
 def test_unreadable_meta_falls_back(tmp_path):
