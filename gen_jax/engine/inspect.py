@@ -80,22 +80,24 @@ def _compile(lowered, options) -> tuple[Any, dict[str, Any]]:
                       'fresh_bytes': fresh, 'peak_bytes': sum(sizes.values()) + fresh}
 
 
-def largest_batch(points, limit: float, unit: int) -> int:
-    """The largest multiple of `unit` whose bytes, on the line through two points (batch, bytes), stay within `limit`;
-    0 if not even one unit does."""
-    (b0, p0), (b1, p1) = sorted(points)[-2:]
+def largest_batch(points, limit: float, unit: int) -> tuple[int, int]:
+    """(batch, bytes): the largest multiple of `unit` that the line through two points (batch, bytes) keeps within
+    `limit`, at least 0, and what it says of it."""
+    (b0, p0), (b1, p1) = points
     slope = (p1 - p0) / (b1 - b0)
     if slope <= 0:
         raise ValueError(f'{p1} bytes at batch {b1}, but {p0} at {b0}: memory does not grow with the batch, so no '
                          'largest one can be told; use a larger --batch-size')
-    return max(int((limit - (p0 - slope * b0)) / slope / unit) * unit, 0)
+    found = max(int((limit - (p0 - slope * b0)) / slope / unit) * unit, 0)
+    return found, round(p0 + slope * (found - b0))
 
 
 def fit_batch(peak: Callable[[int], int], batch: int, unit: int, limit: float, tries: int = 3,
               known: int | None = None) -> dict[str, Any]:
     """The largest batch whose peak stays within `limit` bytes: two measurements, a line, a third to confirm.
 
-    Should the third exceed the limit, the line goes through it instead, at most `tries` times.
+    Should the third exceed the limit, lines between the best batch so far and the first that is too large go on, at
+    most `tries` times.
 
     Args:
         peak: batch -> bytes on one device (a compilation).
@@ -103,26 +105,25 @@ def fit_batch(peak: Callable[[int], int], batch: int, unit: int, limit: float, t
         known: its peak, if it has been measured.
 
     Returns:
-        {'batch', 'bytes', 'limit', 'predicted_bytes', 'compilations': {batch: bytes}}: batch is 0 if nothing fits.
+        {'batch', 'bytes', 'limit', 'predicted_bytes', 'compilations': {batch: bytes}}: batch is 0 if nothing fits,
+        predicted_bytes None for one of the first two.
     """
-    seen = {batch: peak(batch) if known is None else known}
     other = max(batch // 2 // unit, 1) * unit
-    other = other if other != batch else 2 * batch
-    seen[other] = peak(other)
-    for _ in range(tries):
-        found = largest_batch(seen.items(), limit, unit)
-        (b0, p0), (b1, p1) = sorted(seen.items())[-2:]
-        predicted = round(p0 + (p1 - p0) / (b1 - b0) * (found - b0))
-        if not found:
+    seen = {batch: peak(batch) if known is None else known}
+    seen[other := other if other != batch else 2 * batch] = peak(other)
+    predicted: dict[int, int] = {}
+    for attempt in range(1 + tries):
+        points = sorted(seen.items())
+        fitting = sum(p <= limit for _, p in points)
+        first = min(max(fitting - 1, 0), len(points) - 2)  # the two around the limit, or those next to it
+        found, expected = largest_batch(points[first:first + 2], limit, unit)
+        if not found or found in seen:
             break
-        if found not in seen:
-            seen[found] = peak(found)
-        if seen[found] <= limit:
-            return {'batch': found, 'bytes': seen[found], 'limit': round(limit), 'predicted_bytes': predicted,
-                    'compilations': seen}
-    good = [b for b, p in seen.items() if p <= limit]
-    best = max(good, default=0)
-    return {'batch': best, 'bytes': seen.get(best), 'limit': round(limit), 'predicted_bytes': predicted,
+        predicted[found], seen[found] = expected, peak(found)
+        if attempt == 0 and seen[found] <= limit:
+            break
+    best = max((b for b, p in seen.items() if p <= limit), default=0)
+    return {'batch': best, 'bytes': seen.get(best), 'limit': round(limit), 'predicted_bytes': predicted.get(best),
             'compilations': seen}
 
 

@@ -56,7 +56,7 @@ def page(report: Mapping[str, Any], name: str, depth: int = 2, leaves: bool = Fa
     r = report
     n = r['devices']
     mesh = ' x '.join(f'{k} {v}' for k, v in r['mesh'].items())
-    stand_in = r['platform'] == 'cpu' and r['schedule'] != 'as trained'
+    stand_in = r['memory'] and r['platform'] == 'cpu' and r['schedule'] != 'as trained'
     lines = [f'{name}: an estimate of one training step; nothing was run',
              f'{n} {r["device"]} device{"s" * (n > 1)} ({mesh}), {r["parallel"]}, batch {r["batch_size"]} '
              f'({r["batch_size"] / n:g} per device), {r["precision"]}, accumulate {r["accumulate"]}, '
@@ -111,8 +111,9 @@ def page(report: Mapping[str, Any], name: str, depth: int = 2, leaves: bool = Fa
         f = r['fit']
         tried = ', '.join(f'{b}: {size(p)}' for b, p in f['compilations'].items())
         lines += ['', f'largest batch within {size(f["limit"])} per device{star}: '
-                  + (f'{f["batch"]} ({size(f["bytes"])}, predicted {size(f["predicted_bytes"])})' if f['batch'] else
-                     'none') + f'; compiled {tried}']
+                  + (f'{f["batch"]} ({size(f["bytes"])}' if f['batch'] else 'none')
+                  + (f', predicted {size(f["predicted_bytes"])}' if f['predicted_bytes'] else '')
+                  + (')' if f['batch'] else '') + f'; compiled {tried}']
     if r['sampler']:
         s = r['sampler']
         lines += ['', f'sampling ({s["predict"]}): {s["calls"]} network calls of {count(s["flops_per_call"])}FLOPs, '
