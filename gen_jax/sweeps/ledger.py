@@ -17,7 +17,7 @@ from typing import Any
 from gen_jax import config as config_lib
 from gen_jax.config import ConfigError
 from gen_jax.engine.files import write_text
-from gen_jax.sweeps.plan import Plan, Run
+from gen_jax.sweeps.plan import PASSING, Plan, Run
 
 __all__ = ['claim', 'check_runs', 'folder', 'lock', 'holder', 'read', 'write', 'recorded',
            'status', 'strangers', 'tidy']
@@ -39,7 +39,8 @@ def claim(workdir, plan: Plan, write: bool = True) -> None:
     """
     workdir = Path(workdir)
     path = workdir / 'sweep.json'
-    ours = {'config': plan.spec, 'overrides': list(plan.overrides)}
+    lasting = [o for o in plan.overrides if o.partition('=')[0].removeprefix('--config.') not in PASSING]
+    ours = {'config': plan.spec, 'overrides': lasting}
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f'--workdir {workdir} is a file: name a folder, or a path that does not exist yet')
     if not path.exists():
@@ -75,14 +76,14 @@ def strangers(workdir, plan: Plan) -> list[str]:
 
 
 def check_runs(workdir, runs: Iterable[Run]) -> None:
-    """Refuses folders whose run was made by another version of the config than today's.
+    """Refuses folders whose run was made by another version of the config than today's (train.accept aside).
 
     Raises:
         ConfigError: names the run and the keys that differ and may not on resume.
     """
     for run in runs:
         changed = {k: v for k, v in _changes(workdir, run).items() if not config_lib.mutable_on_resume(k)}
-        if changed:
+        if changed and 'config' not in run.config.train.accept:
             key, (old, new) = next(iter(changed.items()))
             raise ConfigError(
                 f'{folder(workdir, run.id)} was made with another config ({len(changed)} keys differ): {key} {old!r} '

@@ -28,6 +28,10 @@ __all__ = ['Run', 'Plan', 'make_plan', 'identity', 'merge_arg', 'select', 'slug'
 _EVALUATION_READS = ('evaluate.', 'system.', 'data.', 'train.precision')
 
 
+PASSING = ('train.accept',)
+"""Settings of a whole sweep that say nothing of its runs: they may come and go between calls."""
+
+
 class Run(NamedTuple):
     """One run of a sweep: a training with its evaluation, or (`of`) an evaluation of a checkpoint that is there."""
 
@@ -222,7 +226,7 @@ def identity(spec: str, overrides: Mapping[str, Any], whole: Mapping[str, str], 
     """
     name, _, arg = spec.partition(':')
     content = {'config': Path(name).stem, 'arg': sorted(p for p in arg.split(',') if p), 'overrides': overrides,
-               'sweep': dict(whole), 'of': of}
+               'sweep': {k: v for k, v in whole.items() if k not in PASSING}, 'of': of}
     if only is not None:
         content['only'] = sorted(only)
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:8]

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from gen_jax.config import ConfigError, to_json
+from gen_jax.engine.resume import WorkdirError
 from gen_jax.sweeps import ledger
+from gen_jax.sweeps.execute import FAILED, Work, execute
 from gen_jax.sweeps.plan import make_plan
 from tests.sweeps.stub import config_file
 
@@ -103,6 +105,22 @@ def test_what_the_config_asks_for_today(plan, tmp_path):
                                           'there, 0.001 now'):
         ledger.check_runs(tmp_path, plan.runs.values())
     ledger.check_runs(tmp_path, [run])
+    # Accepted, it is the same sweep with the same runs.
+    accepting = make_plan(plan.spec, (*plan.overrides, '--config.train.accept=config'))
+    assert list(accepting.runs) == list(plan.runs)
+    ledger.check_runs(tmp_path, accepting.runs.values())
+    ledger.claim(tmp_path / 'new', plan)
+    ledger.claim(tmp_path / 'new', accepting)
+
+
+def test_a_resume_that_is_refused_is_the_runs_error(plan, tmp_path):
+    def train(config, home):
+        raise WorkdirError("the code changed: jax: '1' there, '2' now")
+
+    run = next(iter(plan.runs.values()))
+    assert execute(plan, [run.id], tmp_path, Work(train, None)) == FAILED
+    record = ledger.read(tmp_path, run.id)
+    assert record['status'] == 'failed' and record['error'].startswith("WorkdirError: the code changed: jax: '1' there")
 
 
 def test_locks_end_with_their_process(tmp_path):
