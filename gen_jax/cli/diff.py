@@ -33,9 +33,18 @@ def load(name: str):
     """The config of a run folder, a config.json, or by name; ConfigError if there is none."""
     from gen_jax.config import ConfigError, complete, from_json, load_config
     path = Path(name)
-    path = path / 'config.json' if path.is_dir() else path
-    if path.suffix != '.json':
-        return load_config(name)
+    if path.is_dir() and (path / 'config.json').is_file():
+        path = path / 'config.json'
+    elif path.suffix != '.json':
+        try:
+            return load_config(name)  # a config may be called as a folder here is
+        except ConfigError:
+            if not path.is_dir():
+                raise
+        path = path / 'config.json'
     if not path.is_file():
         raise ConfigError(f'{name}: there is no {path.name} here; name a run folder, a config.json or a config')
-    return complete(from_json(path.read_text()))
+    try:
+        return complete(from_json(path.read_text()))
+    except (ConfigError, ValueError, TypeError, AttributeError) as e:
+        raise ConfigError(f'{path} cannot be read as a config ({type(e).__name__}: {e})') from None

@@ -12,7 +12,7 @@ def run(argv) -> int:
                '(results\nonly: equal bytes for equal results) and timing.csv. A WORKDIR is a run, a sweep, or a '
                'folder of either.')
     p.add_argument('workdirs', metavar='WORKDIR', nargs='*', help='runs, sweeps, folders of them, in any mixture')
-    p.add_argument('--out', metavar='DIR', help='default: report/ in the first WORKDIR')
+    p.add_argument('--out', metavar='DIR', help='default: report/ in the first WORKDIR that is a folder')
     p.add_argument('--axes', metavar='KEY,KEY', default='', help='settings for the x axis and the lines of the figures')
     p.add_argument('--metric', metavar='NAME', action='append', default=[], help='for the first table, for instance '
                    'guided/frechet; repeatable, or separated by commas (default: the scores of the evaluations)')
@@ -33,7 +33,7 @@ def run(argv) -> int:
     from gen_jax.report import make_report, write_report
     report = make_report(args.workdirs, [a for a in args.axes.split(',') if a],
                          [m for item in args.metric for m in item.split(',') if m], args.baseline, better)
-    out = Path(args.out) if args.out else Path(args.workdirs[0]) / 'report'
+    out = Path(args.out) if args.out else next(w for w in map(Path, args.workdirs) if w.is_dir()) / 'report'
     names = [Path(w).resolve().name for w in args.workdirs]
     names = names if len(set(names)) == len(names) else args.workdirs
     title = args.title or ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')

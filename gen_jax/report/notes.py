@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gen_jax.report.compare import Axis, Group, show, sort_key
+from gen_jax.report.compare import ABSENT, Axis, Group, show, sort_key
 from gen_jax.report.metrics import Metric
 from gen_jax.report.read import Note, Run
 
@@ -24,7 +24,7 @@ def recipe_values(runs: Sequence[Run], metric: str) -> dict[str, list]:
     """Recipe key -> what it takes in the runs that have the metric, in natural order."""
     recipes = [r.recipes[metric] for r in runs if metric in r.recipes]
     keys = list(dict.fromkeys(k for recipe in recipes for k in recipe))
-    return {k: sorted({repr(r.get(k)): r.get(k) for r in recipes}.values(), key=sort_key) for k in keys}
+    return {k: sorted({repr(v): v for v in (r.get(k, ABSENT) for r in recipes)}.values(), key=sort_key) for k in keys}
 
 
 def explained(key: str, evaluation: str, axes: Sequence[Axis]) -> bool:

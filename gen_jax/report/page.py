@@ -35,11 +35,12 @@ def write_report(report: Report, out, title: str = '') -> list[Note]:
     strips, unread = load_pictures(report.runs)
     notes = merge_notes([*report.notes, *unread])
     report = report._replace(notes=tuple(notes))
-    write_text(out / 'runs.csv', tables.csv_text(tables.runs_table(report)))
-    write_text(out / 'summary.csv', tables.csv_text(tables.summary_table(report)))
-    write_text(out / 'summary.md', tables.summary_markdown(report))
-    write_text(out / 'timing.csv', tables.csv_text(tables.timing_table(report)))
-    write_text(out / 'report.html', page(report, strips, title))
+    texts = {'runs.csv': tables.csv_text(tables.runs_table(report)),
+             'summary.csv': tables.csv_text(tables.summary_table(report)),
+             'summary.md': tables.summary_markdown(report), 'timing.csv': tables.csv_text(tables.timing_table(report)),
+             'report.html': page(report, strips, title)}
+    for name, text in texts.items():
+        write_text(out / name, text.encode(errors='replace').decode())  # file names may hold bytes that are no text
     return notes
 
 

@@ -199,7 +199,7 @@ def _config(path: Path, say) -> dict[str, Any]:
         return {}
     try:
         saved = complete(saved)
-    except (ConfigError, ValueError, TypeError, AttributeError, KeyError):
+    except (ConfigError, ValueError, TypeError, AttributeError, KeyError, OverflowError):
         pass  # of another program or another age: compared as it is
     plain = json.loads(to_json(saved))
     if isinstance(entries := plain.get('evaluate'), dict):
@@ -234,7 +234,12 @@ def _number(value) -> float | None:
     """A metric's value; JSONL writes what is not finite as a string."""
     if isinstance(value, str) and value in ('nan', 'inf', '-inf', 'NaN', 'Infinity', '-Infinity'):
         return float(value)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf if value > 0 else -math.inf
 
 
 def _values(row: Mapping) -> dict[str, float]:

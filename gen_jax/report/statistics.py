@@ -59,10 +59,13 @@ def estimate(values: Sequence[float]) -> Estimate:
     n, bad = len(finite), len(values) - len(finite)
     if n == 0:
         return Estimate(0, bad, None, None, None, None)
-    mean = math.fsum(finite) / n
+    top = max(map(abs, finite))
+    scale = top if top > 1e100 else 1.0  # squares of what diverged would overflow
+    mean = math.fsum(v / scale for v in finite) / n
     if n == 1:
-        return Estimate(1, bad, mean, None, None, None)
-    error = math.sqrt(math.fsum((v - mean) ** 2 for v in finite) / (n - 1) / n)
+        return Estimate(1, bad, finite[0], None, None, None)
+    error = scale * math.sqrt(math.fsum((v / scale - mean) ** 2 for v in finite) / (n - 1) / n)
+    mean *= scale
     half = t_factor(n) * error
     return Estimate(n, bad, mean, error, mean - half, mean + half)
 
@@ -78,6 +81,8 @@ def _test(values: Mapping, reference: Mapping) -> Comparison:
     bad = sum(not math.isfinite(v) for v in (*a.values(), *b.values()))
     if bad:
         return Comparison('', f'{bad} values are not finite', None, None, None, None)
+    if max(map(abs, (*a.values(), *b.values()))) > 1e100:
+        return Comparison('', 'values above 1e100', None, None, None, None)
     difference = math.fsum(a.values()) / len(a) - math.fsum(b.values()) / len(b)
     if min(len(a), len(b)) < 2:
         return Comparison('', 'one seed: no test is possible', difference, None, None, None)

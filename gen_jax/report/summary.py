@@ -116,8 +116,9 @@ def _with_nfe(axes, groups, metrics):
     for metric in metrics:
         calls = []
         for group in groups:
-            found = {r.recipes[metric.name].get('nfe') for r in group.runs if metric.name in r.recipes}
-            calls.append(found.pop() if len(found) == 1 and isinstance(max(found, key=str), (int, float)) else ABSENT)
+            found = [r.recipes[metric.name].get('nfe') for r in group.runs if metric.name in r.recipes]
+            known = found and all(type(c) in (int, float) and c == found[0] for c in found)
+            calls.append(found[0] if known else ABSENT)
         values = sorted({c for c in calls if c != ABSENT})
         if len(values) > 1 and not any(a.name == 'nfe' for a in axes):
             groups = [g._replace(settings={**g.settings, 'nfe': c}) for g, c in zip(groups, calls, strict=True)]

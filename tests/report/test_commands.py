@@ -74,6 +74,22 @@ def test_what_is_wrong_with_runs_is_said_and_the_report_comes_out(runs, capsys):
     assert 'note: b: metrics.jsonl: the last line is cut off, as after a crash; it was left out' in lines
 
 
+def test_the_report_lands_in_the_first_folder_there_is(runs, capsys):
+    Path('file').touch()
+    assert main(['report', 'nowhere', 'file', 'runs/b', 'runs/a']) == 0
+    assert Path('runs/b/report/report.html').exists() and not Path('nowhere').exists()
+
+
+def test_diff_names_the_config_that_cannot_be_read(runs, capsys):
+    for text in (b'{"a": ', b'[1]', b'\xff\xfe', b'5'):
+        Path('runs/b/config.json').write_bytes(text)
+        assert main(['diff', 'runs/a', 'runs/b']) == 2
+        err = capsys.readouterr().err
+        assert 'runs/b/config.json cannot be read as a config' in err and err.count('\n') == 1
+    Path('digits').mkdir()
+    assert main(['diff', 'digits', 'digits:eps']) == 1, 'a folder of data that is called as a config is'
+
+
 def test_diff(runs, capsys):
     assert main(['diff', 'runs/a', 'runs/b']) == 1
     head, row = capsys.readouterr().out.splitlines()

@@ -1,9 +1,11 @@
 """Whatever lies in a run folder, the report comes out, and one note says what is wrong."""
 
 import json
+import os
 
 import pytest
 
+from gen_jax.config import to_json
 from gen_jax.report import make_report, write_report
 from gen_jax.report.read import find_runs, is_run, read_runs
 from tests.report import fake
@@ -181,3 +183,29 @@ def test_what_an_evaluation_leaves_out_equals_what_holds_then(tmp_path):
     report = make_report([tmp_path])
     (cell,) = report.cells['final', 'guided/frechet']
     assert (cell.estimate.n, cell.estimate.mean) == (2, 2.5), 'seed 0 counts once'
+
+
+def test_values_of_any_size_and_kind(tmp_path):
+    """What diverged, an integer that no float holds, a list where a number stands, a name that is no text."""
+    found = [fake.scores(fake.np.random.default_rng(i), 1.2, seed=i) for i in range(4)]
+    found[0]['guided']['frechet'], found[1]['guided']['frechet'] = 1e308, -10**400
+    found[2]['guided']['recipe']['nfe'], found[3]['guided']['recipe']['nfe'] = [1, 2], 10
+    for i, scores in enumerate(found):
+        fake.write(tmp_path / 'w' / f'r{i}', fake.config(seed=i, optim__lr=0.1 * (i // 2)), rows(time=10**400), scores)
+    odd = tmp_path / 'w' / os.fsdecode(b'r\xff')
+    saved = json.loads(to_json(fake.config(seed=9, system__solver='\ud800')))
+    fake.write(odd, None, rows())
+    (odd / 'config.json').write_text(json.dumps({**saved, 'optim': {'lr': 10**400}}))
+    report = make_report([tmp_path / 'w'])
+    cells = report.cells['final', 'guided/frechet']
+    low = next(c for g, c in zip(report.groups, cells, strict=True) if g.runs[0].config['optim.lr'] == 0)
+    assert (low.estimate.n, low.estimate.bad, low.estimate.mean) == (1, 1, 1e308)
+    write_report(report, tmp_path / 'out')
+    assert '\ud800' not in (tmp_path / 'out' / 'runs.csv').read_text() and (tmp_path / 'out' / 'report.html').exists()
+
+
+def test_what_a_recipe_lacks_is_not_the_word_none(tmp_path):
+    for i, settings in enumerate(({'threshold': 'none'}, {})):
+        fake.write(tmp_path / f'r{i}', fake.config(optim__lr=0.1 * (i + 1)), scores=fake.scores(
+            fake.np.random.default_rng(i), 1.2, settings=settings))
+    assert any('settings.threshold (–, none)' in n.text for n in make_report([tmp_path]).notes)

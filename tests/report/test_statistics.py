@@ -93,3 +93,10 @@ def test_it_errs_as_often_as_it_says():
         claimed += any(c.significant for c in found)
         raw += any(c.p < 0.05 for c in found)
     assert claimed / 200 <= 0.06 and raw > 1.5 * claimed
+
+
+def test_values_whose_squares_overflow():
+    e = estimate([1e308, 1.2e308, 0.8e308])
+    assert e.mean == pytest.approx(1e308) and e.stderr == pytest.approx(0.2e308 / math.sqrt(3))
+    (_, c) = compare([{0: 1.0, 1: 2.0}, {0: 1e308, 1: -1e308}], 0)
+    assert c.p is None and c.why == 'values above 1e100'
