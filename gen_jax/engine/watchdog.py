@@ -304,6 +304,7 @@ class Watchdog:
                 self._write(files, f'gen-jax: ends with exit code {code}; the same command goes on from the newest '
                                    'checkpoint\n')
             self._exit(code)
+            self._over.set()  # only a test comes here
 
     @staticmethod
     def _write(files, text: str) -> None:
