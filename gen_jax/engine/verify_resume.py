@@ -161,7 +161,7 @@ def _verdict(found: Sequence[Difference], what: str, workdir: Path, devices_afte
              if (part := [d for d in found if d.what.startswith(kind) and d.relative is not None])]
     if ran[0] != ran[1] and all(d.largest is not None for d in found):
         say(f'not equal bit by bit, as on {ran[0]} and then {ran[1]} devices sums are taken in another order: '
-            f'{len(found)} of {what} differ; the largest:')
+            f'{len(found)} leaves and logged numbers, of {what}; the largest:')
         for difference in worst:
             say(f'  {difference}')
         say(end)
