@@ -108,9 +108,10 @@ def fit_batch(peak: Callable[[int], int], batch: int, unit: int, limit: float, t
         {'batch', 'bytes', 'limit', 'predicted_bytes', 'compilations': {batch: bytes}}: batch is 0 if nothing fits,
         predicted_bytes None for one of the first two.
     """
-    other = max(batch // 2 // unit, 1) * unit
     seen = {batch: peak(batch) if known is None else known}
-    seen[other := other if other != batch else 2 * batch] = peak(other)
+    other = max(batch // 2 // unit, 1) * unit
+    other = other if other != batch else 2 * batch
+    seen[other] = peak(other)
     predicted: dict[int, int] = {}
     for attempt in range(1 + tries):
         points = sorted(seen.items())
