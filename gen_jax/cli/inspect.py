@@ -21,7 +21,7 @@ def run(argv) -> int:
     p.add_argument('--batch-size', type=int, metavar='N', help='short for --config.data.batch_size=N')
     p.add_argument('--chip', help='also the roofline on A100, H100, H200, v4, v5e, v5p or v6e')
     p.add_argument('--fit', type=float, metavar='GIB', help='also the largest batch within so many GiB per device')
-    p.add_argument('--depth', type=int, default=2, help='names per row of the table of parameters (default: 2)')
+    p.add_argument('--depth', type=int, default=2, help='words per name in the table of parameters (default: 2)')
     p.add_argument('--leaves', action='store_true', help='also where every leaf of the state lives')
     p.add_argument('--input', action='append', metavar='KEY=DTYPE[D,D]', default=[],
                    help='an entry of the batch without its batch axis, image=uint8[32,32,3]; default: from the data')

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 from gen_jax import trees
 from gen_jax.engine import costs, sharding
 from gen_jax.engine.evaluate import options_of
+from gen_jax.engine.inspect_page import module_of
 from gen_jax.engine.parallel import LEAST_MEMORY, make_runner
 from gen_jax.engine.update import init_state, prepare, split_name
 from gen_jax.rng import Noise, example_keys
@@ -25,14 +27,13 @@ CACHE_EVENTS = {'/jax/compilation_cache/cache_hits': 'hit', '/jax/compilation_ca
 
 
 def modules_of(tree, depth: int = 2) -> dict[str, dict[str, Any]]:
-    """{path of a module, cut at `depth` names: {'leaves', 'parameters'}} in the order of the tree."""
+    """{published name of a module, cut at `depth` words: {'leaves', 'parameters'}}, numbers in their order."""
     rows: dict[str, dict[str, Any]] = {}
     for path, leaf in trees.flat(tree).items():
-        name = '/'.join(path.split('/')[:-1][:depth]) or path
-        row = rows.setdefault(name, {'leaves': 0, 'parameters': 0})
+        row = rows.setdefault(module_of(path, depth), {'leaves': 0, 'parameters': 0})
         row['leaves'] += 1
         row['parameters'] += int(np.prod(leaf.shape, dtype=np.int64))
-    return rows
+    return dict(sorted(rows.items(), key=lambda kv: [int(t) if t.isdigit() else t for t in re.split(r'(\d+)', kv[0])]))
 
 
 def state_bytes(rows) -> dict[str, int]:
@@ -170,7 +171,7 @@ def inspect_run(system: System, config, batch: Mapping[str, Any], *, plain: Syst
         fit_gib: also search the largest batch that stays within so many GiB on one device.
         compiled: False lowers only, and leaves out what only a compilation tells.
         planned: the devices stand in for others: on a CPU, schedule for least memory (`parallel.LEAST_MEMORY`).
-        depth: names in the paths of the table of parameters.
+        depth: words per name in the table of parameters.
 
     Raises:
         ValueError: unknown chip or axis, mesh or batch that do not fit, rules that do not cover the state.

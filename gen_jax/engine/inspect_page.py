@@ -4,7 +4,13 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ['page', 'to_json']
+__all__ = ['module_of', 'page', 'to_json']
+
+
+def module_of(path: str, depth: int) -> str:
+    """The module of a leaf by its published name, cut at `depth` words: 'unet/up_blocks.0/conv/kernel' at 2 is
+    'unet.up_blocks'."""
+    return '.'.join(path.replace('/', '.').split('.')[:-1][:depth]) or path
 
 
 def size(n: float) -> str:
@@ -42,8 +48,7 @@ def placement_rows(placements, depth: int) -> list[tuple]:
     """Leaves of one part of the state, module, shape, dtype and spec, merged where all of these agree."""
     merged: dict[tuple, list[int]] = {}
     for row in placements:
-        module = '/'.join(row.path.split('/')[:-1][:depth]) or row.path
-        key = (module, 'x'.join(map(str, row.shape)) or 'scalar', row.dtype, row.spec)
+        key = (module_of(row.path, depth + 1), 'x'.join(map(str, row.shape)) or 'scalar', row.dtype, row.spec)
         found = merged.setdefault(key, [0, 0])
         found[0] += 1
         found[1] += row.bytes

@@ -112,8 +112,10 @@ def test_reading_aids():
     assert [size(1536), size(5), size(3 * GIB)] == ['1.50 KiB', '5 B', '3.00 GiB']
     assert [count(3.03e9), count(12), span(0.5), span(2)] == ['3.03 G', '12', '500 ms', '2 s']
     tree = {'net': {'a': {'b': {'kernel': jnp.ones((2, 3))}, 'c': {'bias': jnp.ones(3)}}, 'd': jnp.ones(2)}}
-    assert modules_of(tree) == {'net/a': {'leaves': 2, 'parameters': 9}, 'net': {'leaves': 1, 'parameters': 2}}
-    assert set(modules_of(tree, 3)) == {'net/a/b', 'net/a/c', 'net'}
+    assert modules_of(tree) == {'net': {'leaves': 1, 'parameters': 2}, 'net.a': {'leaves': 2, 'parameters': 9}}
+    assert list(modules_of(tree, 3)) == ['net', 'net.a.b', 'net.a.c']
+    blocks = {f'blocks.{i}': {'kernel': jnp.ones(i)} for i in (2, 10, 1)}
+    assert list(modules_of(blocks, 2)) == ['blocks.1', 'blocks.2', 'blocks.10']
 
 
 def test_the_command(capsys):
@@ -123,7 +125,7 @@ def test_the_command(capsys):
     assert main([*arguments, '--json']) == 0
     r = json.loads(capsys.readouterr().out)
     assert r['estimate'] and r['devices'] == 2 and r['parameters'] == {'unet': 16745}
-    assert sum(m['parameters'] for m in r['modules'].values()) == 16745 and r['modules']['unet/mid_block']
+    assert sum(m['parameters'] for m in r['modules'].values()) == 16745 and r['modules']['unet.mid_block']
     assert r['state_bytes_whole']['params'] == 4 * 16745 and r['state_bytes_whole']['opt'] == 8 * 16745 + 8
     assert sum(p['bytes'] for p in r['placements']) == r['state_bytes']['total'] < r['state_bytes_whole']['total']
     m = r['memory']
