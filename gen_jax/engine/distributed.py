@@ -25,7 +25,7 @@ HEARTBEAT_SECONDS = 100
 """When jax.distributed, too, gives a silent process up; our own message comes first (see `join`)."""
 
 RANKS = (('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'Open MPI'), ('PMI_RANK', 'PMI_SIZE', 'MPICH or Intel MPI'),
-         ('PMIX_RANK', 'PMIX_SIZE', 'PMIx'), ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM'))
+         ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM'))
 
 
 class JoinError(RuntimeError):

@@ -25,7 +25,6 @@ OPEN_MPI = {'OMPI_COMM_WORLD_RANK': '1', 'OMPI_COMM_WORLD_SIZE': '2'}
     (('a:1', None, None), SLURM, ('a:1', 3, 4)),
     (('a:1', None, None), OPEN_MPI, ('a:1', 1, 2)),
     (('a:1', None, None), {'PMI_RANK': '1', 'PMI_SIZE': '3'}, ('a:1', 1, 3)),
-    (('a:1', None, None), {'PMIX_RANK': '2', 'PMIX_SIZE': '3'}, ('a:1', 2, 3)),
     ((None, None, None), {**OPEN_MPI, 'JAX_COORDINATOR_ADDRESS': 'b:2'}, ('b:2', 1, 2)),
 ])
 def test_where_addresses_come_from(arguments, environ, expected):

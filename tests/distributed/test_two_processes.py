@@ -97,7 +97,9 @@ def test_same_losses_as_one_process(pair, alone, name):
 
 def test_evaluation_and_pictures_are_those_of_one_process(pair, alone):
     folder, _ = pair
-    for result in results(folder / 'straight'):
+    one, other = results(folder / 'straight')
+    assert one == other, 'what train returns is the same in every process'
+    for result in (one, other):
         assert result['metrics']['heldout/error'] == pytest.approx(alone[1]['heldout/error'], rel=1e-5)
     from PIL import Image
     for step in (25, 50):
