@@ -2,7 +2,7 @@
 
 import time
 
-from gen_jax.cli.options import fail, parse, parser
+from gen_jax.cli.options import fail, parse, parser, prepare_jax
 
 TEXT = """What a run saved. PATH is a run folder, its checkpoints folder, or one step in that.
 
@@ -36,6 +36,7 @@ def run(argv) -> int:
     if args.action == 'prune' and args.keep_last is None:
         return fail('gen-jax checkpoint prune: needs --keep-last N')
     if args.action == 'diff':
+        prepare_jax()
         from gen_jax.engine.difference import compare, lines
         found = compare(*args.paths)
         print('\n'.join(lines(found)))
@@ -61,8 +62,7 @@ def verify(path, args) -> int:
     bad = 0
     for folder in find_steps(path):
         try:
-            print(f'{folder}: ' + ('verified' if integrity.verify(folder) else
-                                   'UNVERIFIED, an older gen_jax wrote no manifest'))
+            print(f'{folder}:', 'verified' if integrity.verify(folder) else 'UNVERIFIED: an older gen_jax, no manifest')
         except integrity.IntegrityError as e:
             bad = 1
             print(f'{folder}: BAD: {e}')

@@ -116,6 +116,7 @@ class Checkpoints:
             if step is not None:
                 self._manager.wait_until_finished()
                 self._unsaved = ''
+                self._clean()
         except Exception as e:  # Orbax, tensorstore and the file system raise many kinds
             self._failed(step, e)
         if final and self._unsaved:
@@ -138,14 +139,14 @@ class Checkpoints:
         _say(f'WARNING: {self._unsaved}; training goes on, and the next save tries again')
 
     def _clean(self):
-        """Removes what killed and failed saves left, also what their last writers added since. No save may run."""
-        quiet = 0 if self._unsaved else 4  # looks without a find; writers of a failed save may still be at work
+        """Removes replaced steps, and what killed and failed saves left. No save may be running."""
+        quiet, patience = 0, 5 if self._unsaved else 0  # writers of a failed save may still be adding files
         for _ in range(0 if self._read_only or jax.process_index() else 100):
             leftovers = list(self.path.glob(f'*{TEMPORARY}*'))
             for leftover in leftovers:
                 shutil.rmtree(leftover, ignore_errors=True)
             quiet = 0 if leftovers else quiet + 1
-            if quiet == 5:
+            if quiet >= patience:
                 break
             time.sleep(0.05)
 

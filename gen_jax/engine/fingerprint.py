@@ -1,11 +1,13 @@
 """A 64-bit fingerprint per leaf: equal bits, equal fingerprint, on any devices and however the leaf is sharded.
 
-Element i with bits b adds f(b, i) to each of two 32-bit sums that wrap around. Addition has no order, so shards and
-reductions of any shape give the same sums; f(., i) is a bijection of 32-bit words, so a change within one word always
-shows, and any other change is missed with a chance of about 2^-64. It finds errors; it is no defence against a forger.
+Element i with bits b adds f(b, i) to each of two 32-bit sums that wrap around, which begin with the shape and dtype.
+Addition has no order, so shards and reductions of any shape give the same sums; f(., i) is a bijection of 32-bit words,
+so a change within one word always shows, and any other change is missed with a chance of about 2^-64. It finds errors;
+it is no defence against a forger.
 """
 
 import functools
+import hashlib
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -40,12 +42,24 @@ def fingerprints(tree: PyTree) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:  # numpy computes outside Python's lock
         waiting = {k: pool.submit(_host_sums, leaves[k]) for k, v in sums.items() if v is None}
         sums.update({k: v.result() for k, v in waiting.items()})
-    return {k: f'{int(a):08x}{int(b):08x}' for k, (a, b) in jax.device_get(sums).items()}
+    return {k: f'{_add(_kind(leaves[k]), pair):016x}' for k, pair in jax.device_get(sums).items()}
 
 
 def differing(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
     """The paths whose fingerprints differ or that only one has, in the order of `a`, then of `b`."""
     return [k for k in dict.fromkeys((*a, *b)) if a.get(k) != b.get(k)]
+
+
+def _kind(leaf) -> int:
+    """64 bits of the dtype and shape, so that zeros of one kind are not zeros of another."""
+    text = f'{leaf.dtype}{list(leaf.shape)}'
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big')
+
+
+def _add(kind: int, sums) -> int:
+    """Both sums, each with its half of `kind` added, modulo 2^32."""
+    high, low = ((part + int(total)) % 2**32 for part, total in zip(divmod(kind, 2**32), sums, strict=True))
+    return high << 32 | low
 
 
 def _scramble(h):

@@ -57,6 +57,7 @@ def open_manager(path: Path, keep_last: int, keep_every: int | None, best_metric
                 best_fn=rank if best_metric else None,  # so that metrics are written, for the next start to rank
                 read_only=read_only, create=not read_only, enable_async_checkpointing=True,
                 temporary_path_class=_StepFolder,
+                todelete_subdir=f'replaced{TEMPORARY}',  # renamed at once, so that a kill leaves no half-deleted step
                 # Folders made in the background would leave the other writers waiting for one that cannot be made.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False), **kwargs),
             item_handlers={'state': ocp.StandardCheckpointHandler(), 'meta': ocp.JsonCheckpointHandler()})
