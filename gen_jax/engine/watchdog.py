@@ -106,6 +106,7 @@ class Watchdog:
         self._sent, self._exchanged, self._end = 0, 0.0, None
         self._wake, self._over, self._ending = threading.Event(), threading.Event(), threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._finishing = False
 
     # -------------------------------------------------------------- the loop's side
 
@@ -167,6 +168,8 @@ class Watchdog:
         try:
             yield
         except BaseException as error:
+            while self._finishing and not self._over.is_set():  # the end has begun: this may well be its consequence
+                time.sleep(0.1)
             if self._board and self._threads and self._end is None:
                 if type(error).__module__.startswith('jax'):
                     self.blame(10.0)
@@ -269,7 +272,7 @@ class Watchdog:
 
     # -------------------------------------------------------------- the end
 
-    def _wait_for_others(self, seconds: float = 3.0) -> None:
+    def _wait_for_others(self, seconds: float = 6.0) -> None:
         """Until all that live have ended too (or know that they must), so that the stacks of all are printed."""
         end = time.monotonic() + max(seconds, 3 * self._interval)
         while self._board and self._threads and time.monotonic() < end:
@@ -283,6 +286,7 @@ class Watchdog:
 
     def finish(self, code: int, reason: str, silence: float | None = None, stacks: bool = True) -> None:
         """Reports to stderr and to hang-PROCESS.txt and ends the process. Threads that come second wait here."""
+        self._finishing = True
         with self._ending:
             if other := self._end_of_others():
                 code = other[1]
