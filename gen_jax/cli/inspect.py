@@ -52,19 +52,18 @@ def run(argv) -> int:
     from gen_jax.cli.inspect_batch import abstract_batch
     from gen_jax.engine.inspect_page import page, to_json
     batch = abstract_batch(config, args.input)
-    report = _report(config, batch, args, jax.devices()[:count], bool(stand_in))
+    report = _report(config, batch, args, jax.devices()[:count])
     print(to_json(report, args.config) if args.json else page(report, args.config, args.depth, args.leaves))
     return 0
 
 
-def _report(config, batch, args, devices, stand_in: bool):
+def _report(config, batch, args, devices):
     from gen_jax.build import make_system
     from gen_jax.config import apply_overrides
     from gen_jax.engine.inspect import inspect_run
     plain = make_system(apply_overrides(config, ['--config.train.remat='])) if config.train.remat else None
     return inspect_run(make_system(config), config, batch, plain=plain, devices=devices, chip=args.chip,
-                       fit_gib=args.fit, compiled=not args.no_compile, planned=stand_in or args.chip is not None,
-                       depth=args.depth)
+                       fit_gib=args.fit, compiled=not args.no_compile, depth=args.depth)
 
 
 def _mesh(text: str | None) -> dict[str, int]:

@@ -15,7 +15,7 @@ from gen_jax import trees
 from gen_jax.engine import costs, sharding
 from gen_jax.engine.evaluate import options_of
 from gen_jax.engine.inspect_page import module_of
-from gen_jax.engine.parallel import LEAST_MEMORY, make_runner
+from gen_jax.engine.parallel import make_runner
 from gen_jax.engine.update import init_state, prepare, split_name
 from gen_jax.rng import Noise, example_keys
 from gen_jax.types import System
@@ -59,7 +59,7 @@ def _runner(system, config, devices):
     return make_runner(system, config, {k: dict(v) for k, v in config.train.ema.items()}, devices)
 
 
-def _compile(lowered, options) -> tuple[Any, dict[str, Any]]:
+def _compile(lowered) -> tuple[Any, dict[str, Any]]:
     """(compiled, {'seconds', 'cache', 'peak_bytes', 'argument_bytes' ...}) of one program."""
     seen = []
 
@@ -69,7 +69,7 @@ def _compile(lowered, options) -> tuple[Any, dict[str, Any]]:
     jax.monitoring.register_event_listener(listen)
     began = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options=options)
+        compiled = lowered.compile()
     finally:
         jax.monitoring.unregister_event_listener(listen)
     seconds = time.perf_counter() - began
@@ -158,7 +158,7 @@ def _sampler(system: System, config, state, batch) -> dict[str, Any] | None:
 
 
 def inspect_run(system: System, config, batch: Mapping[str, Any], *, plain: System | None = None, devices=None,
-                chip: str | None = None, fit_gib: float | None = None, compiled: bool = True, planned: bool = False,
+                chip: str | None = None, fit_gib: float | None = None, compiled: bool = True,
                 depth: int = 2) -> dict[str, Any]:
     """Every number that the update of a config gives away without being run. Bytes and FLOPs are integers or floats,
     times seconds.
@@ -170,15 +170,16 @@ def inspect_run(system: System, config, batch: Mapping[str, Any], *, plain: Syst
         chip: a name in `costs.CHIPS`, for the roofline.
         fit_gib: also search the largest batch that stays within so many GiB on one device.
         compiled: False lowers only, and leaves out what only a compilation tells.
-        planned: the devices stand in for others: on a CPU, schedule for least memory (`parallel.LEAST_MEMORY`).
         depth: words per name in the table of parameters.
 
     Raises:
         ValueError: unknown chip or axis, mesh or batch that do not fit, rules that do not cover the state.
     """
     chip = costs.find_chip(chip) if chip else None
-    if fit_gib is not None and (fit_gib <= 0 or not compiled):
-        raise ValueError(f'--fit {fit_gib}: a positive number of GiB' if fit_gib <= 0 else '--fit needs to compile')
+    if fit_gib is not None and fit_gib <= 0:
+        raise ValueError(f'--fit {fit_gib}: a positive number of GiB')
+    if fit_gib is not None and not compiled:
+        raise ValueError('--fit needs to compile: leave --no-compile out')
     runner = _runner(system, config, devices)
     mesh = runner.mesh
     count, size = mesh.size, config.data.batch_size
@@ -187,7 +188,6 @@ def inspect_run(system: System, config, batch: Mapping[str, Any], *, plain: Syst
     rows = sharding.placements(state, layout)
     whole = sharding.placements(state, sharding.state_sharding(mesh, state))
     kind = mesh.devices.flat[0]
-    options = LEAST_MEMORY if planned and kind.platform == 'cpu' else None
 
     began = time.perf_counter()
     traced = runner.trace(state, resized(batch, size))
@@ -202,7 +202,7 @@ def inspect_run(system: System, config, batch: Mapping[str, Any], *, plain: Syst
         'platform': kind.platform, 'device': kind.device_kind, 'devices': count, 'mesh': dict(mesh.shape),
         'parallel': config.train.parallel, 'sharding': list(config.train.sharding), 'remat': config.train.remat,
         'precision': config.train.precision, 'accumulate': config.train.accumulate,
-        'batch_size': size, 'schedule': 'least memory' if options else 'as trained',
+        'batch_size': size,
         'parameters': {k: trees.count(v) for k, v in state.params.items()},
         'modules': {k: v for name, tree in state.params.items() for k, v in modules_of({name: tree}, depth).items()},
         'state_bytes': state_bytes(rows), 'state_bytes_whole': state_bytes(whole), 'placements': rows,
@@ -211,7 +211,7 @@ def inspect_run(system: System, config, batch: Mapping[str, Any], *, plain: Syst
         'xla': None, 'memory': None, 'collectives': None, 'cache': None, 'fit': None,
         'sampler': _sampler(system, config, state, batch)}
     if compiled:
-        program, memory = _compile(lowered, options)
+        program, memory = _compile(lowered)
         analysis = program.cost_analysis() or {}
         report['seconds']['compile'] = memory.pop('seconds')
         report['cache'] = memory.pop('cache')
@@ -222,7 +222,7 @@ def inspect_run(system: System, config, batch: Mapping[str, Any], *, plain: Syst
         report['intensity'] = report['xla']['flops'] / moved if moved else None
         if fit_gib is not None:
             unit = config.train.accumulate * (sharding.batch_shards(mesh) if config.train.parallel == 'jit' else count)
-            peak = functools.partial(_peak, system, config, batch, state, devices, options)
+            peak = functools.partial(_peak, system, config, batch, state, devices)
             report['fit'] = fit_batch(peak, size, unit, fit_gib * GIB, known=memory['peak_bytes'])
     if chip:
         on_one = {k: v / count for k, v in flops.items() if k != 'unknown loops'}
@@ -234,9 +234,9 @@ def inspect_run(system: System, config, batch: Mapping[str, Any], *, plain: Syst
     return report
 
 
-def _peak(system, config, batch, state, devices, options, size: int) -> int:
+def _peak(system, config, batch, state, devices, size: int) -> int:
     config = copy.deepcopy(config)
     with config.unlocked():
         config.data.batch_size = size
     lowered = _runner(system, config, devices).trace(state, resized(batch, size)).lower()
-    return _compile(lowered, options)[1]['peak_bytes']
+    return _compile(lowered)[1]['peak_bytes']

@@ -61,16 +61,14 @@ def page(report: Mapping[str, Any], name: str, depth: int = 2, leaves: bool = Fa
     r = report
     n = r['devices']
     mesh = ' x '.join(f'{k} {v}' for k, v in r['mesh'].items())
-    stand_in = r['memory'] and r['platform'] == 'cpu' and r['schedule'] != 'as trained'
+    stand_in = r['memory'] and r['platform'] == 'cpu'
     lines = [f'{name}: an estimate of one training step; nothing was run',
              f'{n} {r["device"]} device{"s" * (n > 1)} ({mesh}), {r["parallel"]}, batch {r["batch_size"]} '
              f'({r["batch_size"] / n:g} per device), {r["precision"]}, accumulate {r["accumulate"]}, '
              f'sharding {",".join(r["sharding"])}' + (f', remat {r["remat"]}' if r['remat'] else '')]
     if stand_in:
-        lines.append('numbers marked * come from a compilation for virtual CPU devices, scheduled for least memory: '
-                     'an accelerator fuses'
-                     + (' otherwise, and keeps as bfloat16 what a CPU widens' if r['precision'] != 'float32'
-                        else ' otherwise'))
+        lines.append("numbers marked * come from XLA's compiler for CPUs; that of an accelerator fuses and orders "
+                     'otherwise' + (', and keeps as bfloat16 what a CPU widens' if r['precision'] != 'float32' else ''))
     star = ' *' if stand_in else ''
     total = sum(r['parameters'].values())
     lines += ['', f'parameters: {total:,}' + (f' ({", ".join(f"{k} {v:,}" for k, v in r["parameters"].items())})'

@@ -38,10 +38,9 @@ class Runner(NamedTuple):
     """(index, count): the part of every global batch that this process reads and `put` takes."""
 
 
-LEAST_MEMORY = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
-                'xla_disable_hlo_passes': 'cse_barrier_expander'}
-"""Compiler options under which XLA's CPU programs give memory back as those of accelerators do. By default it merges
-what `train.remat` recomputes with what it was computed from, and orders the work for concurrency, not for memory."""
+CPU_REMAT = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
+"""Compiler options without which XLA's CPU compiler removes the barriers between what `train.remat` recomputes and what
+it was first computed from: it computes both, and keeps the first one all the same."""
 
 
 def make_runner(system: System, config, ema, devices=None) -> Runner:
@@ -88,8 +87,8 @@ def make_runner(system: System, config, ema, devices=None) -> Runner:
 
         update = make_update(system, **common)
         shape = ' x '.join(f'{k} {v}' for k, v in mesh.shape.items() if v > 1) or 'one device'
-        least = config.train.remat and devices[0].platform == 'cpu'
-        jitted = jax.jit(step, donate_argnums=0, compiler_options=LEAST_MEMORY if least else None)
+        options = CPU_REMAT if config.train.remat and devices[0].platform == 'cpu' else None
+        jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
 
         def trace(state, batch):
             rows, layout = sharding.batch_sharding(mesh), sharding.state_sharding(mesh, state, rules)
