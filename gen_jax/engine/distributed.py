@@ -8,6 +8,7 @@ started with other numbers, is named.
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import socket
@@ -247,6 +248,9 @@ def cpu_share(cores: int, job: Job) -> int:
     return min(int(client.blocking_key_value_get(f'gen_jax/cores/{k}', 60_000)) for k in range(job.process_count))
 
 
+_checks = itertools.count()  # all processes make the same calls, so they agree on the number
+
+
 def check_shared_folder(folder) -> None:
     """All processes must see the same workdir: each writes its part of a checkpoint there.
 
@@ -256,19 +260,19 @@ def check_shared_folder(folder) -> None:
     client, process, count, _ = _runtime()
     if client is None or count == 1:
         return
-    mark = folder / '.shared'
+    mark, key = folder / '.shared', f'gen_jax/shared/{next(_checks)}'
     if process == 0:
         folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(str(time.time_ns()))
-        client.key_value_set('gen_jax/shared', mark.read_text(), allow_overwrite=True)
-    text = client.blocking_key_value_get('gen_jax/shared', 600_000)
+        client.key_value_set(key, mark.read_text())
+    text = client.blocking_key_value_get(key, 600_000)
     end = time.monotonic() + 30  # network file systems may show a new file late
     while not (seen := mark.exists() and mark.read_text() == text) and time.monotonic() < end:
         time.sleep(0.2)
     if not seen:
         raise ValueError(f'process {process} does not see in {folder} what process 0 wrote there: --workdir must be '
                          'on a file system that all machines share')
-    client.wait_at_barrier('gen_jax/shared', 60_000)
+    client.wait_at_barrier(key, 60_000)
     if process == 0:
         mark.unlink(missing_ok=True)
 
