@@ -196,7 +196,8 @@ def test_a_report_names_the_examples_and_the_leaf(tmp_path):
     np.testing.assert_array_equal(np.load(path.with_suffix('.npz'))['id'], range(40, 48))
 
     with pytest.raises(NonFiniteError, match='First bad leaf: gradients/fit/w/dense/bias'):
-        train(make(poisoned(ids=(43,), where='gradient')), tmp_path / 'gradient', stop=Stop())
+        train(make(poisoned(ids=(43,), where='gradient'), '--config.train.parallel=pmap'), tmp_path / 'gradient',
+              stop=Stop())
     report = json.loads((tmp_path / 'gradient' / 'nonfinite' / 'step-00000006.json').read_text())
     assert report['bad_leaves'] == ['gradients/fit/w/dense/bias', 'grad_norm/fit'] and report['bad_ids'] == [43]
 
