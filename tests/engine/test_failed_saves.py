@@ -1,0 +1,141 @@
+"""Saves that fail: the step before stays good, the run says so at once, and stops or goes on as it was told to."""
+
+import errno
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from gen_jax.engine import integrity, manager
+from gen_jax.engine.checkpoint import CheckpointError, Checkpoints, read_leaves
+from gen_jax.types import TrainState
+
+
+def state(step):
+    return TrainState(jnp.int32(step), {'net': {'w': jnp.full(4, float(step))}}, {}, {}, {}, {})
+
+
+def train_on_a_full_disk(workdir, first, last, *overrides):
+    environment = {**{k: v for k, v in os.environ.items() if k != 'NPROC'}, 'JAX_PLATFORMS': 'cpu'}
+    return subprocess.run([sys.executable, '-m', 'tests.engine.full_disk', str(workdir), str(first), str(last),
+                           *overrides], capture_output=True, text=True, timeout=300, env=environment)
+
+
+def left(workdir):
+    """Everything in the checkpoints folder, each step verified."""
+    names = sorted(p.name for p in (workdir / 'checkpoints').iterdir())
+    assert all(integrity.verify(workdir / 'checkpoints' / name) for name in names)
+    return names
+
+
+def test_a_full_disk_stops_the_run_with_one_message_and_the_step_before_stays_good(tmp_path):
+    run = train_on_a_full_disk(tmp_path, 5, 99, '--config.checkpoint.keep_last=1')
+    assert run.returncode == 2, run.stderr
+    lines = run.stdout.splitlines()
+    # The save of step 8 fails while batch 9 is waited for; the loop reports it then, not at the next save.
+    assert lines[-2] == 'batch 9' and lines[-1].startswith('ERROR: ')
+    for part in (f'the checkpoint of step 8 could not be saved in {tmp_path}/checkpoints: ', 'File too large',
+                 'The newest good one is step 4', 'Free some space', 'run the same command again', 'on_error=continue'):
+        assert part in lines[-1], (part, lines[-1])
+    assert 'Traceback' not in run.stdout + run.stderr
+    assert left(tmp_path) == ['4'], 'the step before is there and nothing else'
+    assert read_leaves(tmp_path)['step'] == 4
+    again = train_on_a_full_disk(tmp_path, 99, 99, '--config.checkpoint.keep_last=1')
+    assert again.returncode == 0 and 'resuming from step 4' in again.stdout and left(tmp_path) == ['12']
+
+
+def test_a_full_disk_can_be_sat_out(tmp_path):
+    run = train_on_a_full_disk(tmp_path, 4, 11, '--config.checkpoint.on_error=continue')
+    assert run.returncode == 0, run.stdout + run.stderr
+    warnings = [(i, line) for i, line in enumerate(run.stdout.splitlines()) if 'WARNING' in line]
+    assert len(warnings) == 2 and 'Traceback' not in run.stdout + run.stderr
+    for (at, line), step in zip(warnings, (4, 8), strict=True):
+        assert f'step {step} could not be saved' in line and 'the next save tries again' in line
+        assert 'There is no earlier one' in line
+        assert run.stdout.splitlines()[at - 1] == f'batch {step + 1}', 'said at once'
+    assert 'finished at step 12' in run.stdout and left(tmp_path) == ['12']
+    # With no later save to make up for it, the last one counts.
+    run = train_on_a_full_disk(tmp_path / 'end', 9, 99, '--config.checkpoint.on_error=continue')
+    assert run.returncode == 2 and 'finished' not in run.stdout
+    assert 'ERROR: the checkpoint of step 12 could not be saved' in run.stdout and left(tmp_path / 'end') == ['4', '8']
+
+
+def no_space(*args):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+
+@pytest.mark.parametrize('on_error', ['raise', 'continue'])
+def test_a_manifest_that_cannot_be_written_leaves_no_step(tmp_path, monkeypatch, capsys, on_error):
+    store = Checkpoints(tmp_path, keep_last=1, on_error=on_error)
+    store.save(1, state(1), {}, wait=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(integrity, 'write_manifest', no_space)
+        store.save(2, state(2), {})
+        if on_error == 'raise':
+            with pytest.raises(CheckpointError, match='step 2 could not be saved .* No space left on device.* step 1'):
+                store.wait()
+        else:
+            store.wait()
+            assert 'WARNING: the checkpoint of step 2' in capsys.readouterr().out
+        assert left(tmp_path) == ['1'] and store.steps() == [1]
+    store.save(3, state(3), {}, wait=True)
+    assert left(tmp_path) == ['3'] and store.steps() == [3]
+    store.wait(final=True)
+    store.close()
+
+
+def test_a_step_gets_its_name_last_and_the_one_before_is_deleted_after(tmp_path, monkeypatch):
+    """Whenever the process is killed, what has a step's name is whole, and one of them is there."""
+    store, seen = Checkpoints(tmp_path, keep_last=1), []
+    store.save(1, state(1), {}, wait=True)
+    rename, delete = pathlib.Path.rename, manager.integrity.flush_folder
+
+    def watched(path, target):
+        if pathlib.Path(target).name.isdigit():
+            files = {p.relative_to(path).as_posix() for p in path.rglob('*') if p.is_file()}
+            listed = integrity._parse((path / integrity.MANIFEST).read_bytes())
+            assert {*listed['files'], integrity.MANIFEST} == files and listed['step'] == '2'
+            assert integrity.verify(tmp_path / 'checkpoints' / '1')
+            seen.append('renamed')
+        return rename(path, target)
+
+    def flushed(path):
+        if pathlib.Path(path).name == 'checkpoints':
+            assert integrity.verify(tmp_path / 'checkpoints' / '1') and integrity.verify(tmp_path / 'checkpoints' / '2')
+            seen.append('flushed')
+        delete(path)
+
+    monkeypatch.setattr(pathlib.Path, 'rename', watched)
+    monkeypatch.setattr(integrity, 'flush_folder', flushed)
+    store.save(2, state(2), {}, wait=True)
+    assert seen == ['renamed', 'flushed'] and left(tmp_path) == ['2']
+    store.close()
+
+
+def test_what_killed_saves_and_deletions_left_is_removed_at_the_next_start(tmp_path):
+    store = Checkpoints(tmp_path)
+    store.save(1, state(1), {}, wait=True)
+    store.close()
+    for name in ('2.orbax-checkpoint-tmp/state', 'replaced.orbax-checkpoint-tmp/0'):
+        (tmp_path / 'checkpoints' / name).mkdir(parents=True)
+    Checkpoints(tmp_path, read_only=True).close()
+    assert len(list((tmp_path / 'checkpoints').iterdir())) == 3, 'a reader changes nothing'
+    Checkpoints(tmp_path).close()
+    assert left(tmp_path) == ['1']
+
+
+def test_another_error_is_not_hidden_by_a_failed_save(tmp_path, monkeypatch, capsys):
+    store = Checkpoints(tmp_path)
+    monkeypatch.setattr(integrity, 'write_manifest', no_space)
+    with pytest.raises(ZeroDivisionError):
+        try:
+            store.save(1, state(1), {})
+            1 / 0  # noqa: B018
+        finally:
+            store.close()
+    assert 'WARNING: the checkpoint of step 1 could not be saved' in capsys.readouterr().out
+    with pytest.raises(ValueError, match="checkpoint.on_error 'ignore': choose from raise, continue"):
+        Checkpoints(tmp_path, on_error='ignore')
