@@ -159,7 +159,9 @@ def read_run(path: Path, name: str) -> tuple[Run, list[Note]]:
     status = str(sweep.get('status') or _status(rows, scores, config, last))
     error = str(sweep.get('error') or '')
     if status == 'failed':
-        say(f'failed: {error.strip().splitlines()[-1]}' if error.strip() else 'failed', True)
+        lines = error.strip().splitlines() or ['']  # the sweep writes 'ValueError: why' and what follows
+        why = lines[-1 if lines[0].startswith('Traceback') else 0]
+        say(f'failed: {why}' if why else 'failed', True)
     elif status in ('pending', 'running') and sweep:
         say('has not been run yet' if status == 'pending' else 'is running, or was killed')
     if not curves and status not in ('pending', 'running', 'failed'):

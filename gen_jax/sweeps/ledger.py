@@ -93,10 +93,15 @@ def check_runs(workdir, runs: Iterable[Run]) -> None:
 def _changes(workdir, run: Run) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (saved, now) where the saved config of a run differs from the plan's."""
     path = folder(workdir, run.id) / 'config.json'
-    text = path.read_text() if path.exists() else None
+    text = path.read_text(errors='replace') if path.exists() else None
     if text is None or text == config_lib.to_json(run.config):
         return {}
-    return config_lib.differences(config_lib.complete(config_lib.from_json(text)), run.config)
+    try:
+        saved = config_lib.complete(config_lib.from_json(text))
+    except (ConfigError, ValueError, TypeError, AttributeError) as e:
+        raise ConfigError(f'{path} cannot be read ({type(e).__name__}: {e}); or delete the folder {path.parent} to '
+                          'make the run again') from None
+    return config_lib.differences(saved, run.config)
 
 
 # ---------------------------------------------------------------- one run

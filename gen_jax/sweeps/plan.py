@@ -91,7 +91,7 @@ def make_plan(spec: str, overrides: Sequence[str] = ()) -> Plan:
     overrides = tuple(config_lib.join_values(overrides))
     runs: dict[str, Run] = {}
     add = _adder(name, arg, overrides, runs)
-    with blaming(path):
+    with blaming(Path(module.__file__)):  # absolute, as in tracebacks, however it was named
         module.sweep(*(add, arg)[:len(inspect.signature(module.sweep).parameters)])
     if not runs:
         raise ConfigError(f'config {path}: its sweep(add) added no run')

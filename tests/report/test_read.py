@@ -106,6 +106,8 @@ def test_odd_folders_say_what_they_are(tmp_path):
              'nocheckpoint': ({'checkpoint': False}, 'no checkpoint'),
              'failed': ({'rows': (), 'run': {'status': 'failed', 'error': 'Traceback\nValueError: <b>no</b>'},
                          'checkpoint': False}, 'failed: ValueError: <b>no</b>'),
+             'wordy': ({'rows': (), 'run': {'status': 'failed', 'error': 'TypeError: bad shapes\n  see above'}},
+                       'failed: TypeError: bad shapes'),
              'pending': ({'c': None, 'rows': (), 'run': {'status': 'pending', 'overrides': {'optim.lr': 1}},
                           'checkpoint': False}, 'has not been run yet'),
              'running': ({'run': {'status': 'running'}}, 'is running, or was killed')}

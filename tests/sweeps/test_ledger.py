@@ -123,6 +123,14 @@ def test_a_resume_that_is_refused_is_the_runs_error(plan, tmp_path):
     assert record['status'] == 'failed' and record['error'].startswith("WorkdirError: the code changed: jax: '1' there")
 
 
+@pytest.mark.parametrize('content', [b'{"a": ', b'[1]', b'\xff\xfe'])
+def test_a_damaged_config_is_named(tmp_path, plan, content):
+    run = next(iter(plan.runs.values()))
+    (finish(tmp_path, run) / 'config.json').write_bytes(content)
+    with pytest.raises(ConfigError, match=f'{run.id}/config.json cannot be read .*; or delete .*{run.id} to'):
+        ledger.check_runs(tmp_path, [run])
+
+
 def test_locks_end_with_their_process(tmp_path):
     code = ('import sys, time; from gen_jax.sweeps import ledger\n'
             'with ledger.lock(sys.argv[1], "run") as held:\n    print(held, flush=True)\n    time.sleep(60)')

@@ -163,6 +163,14 @@ def test_bad_sweeps_say_the_line(tmp_path, body, message):
         ids(tmp_path, body)
 
 
+@pytest.mark.parametrize('name', ['mine.py', './mine.py', '../{}/mine.py'])
+def test_the_line_is_said_of_a_file_beside_us(tmp_path, monkeypatch, name):
+    config_file(tmp_path, "def sweep(add):\n    add({'optim.lrr': 1})\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match='mine.py, line 9: unknown config key'):
+        make_plan(name.format(tmp_path.name))
+
+
 def test_sweeps_that_are_none(tmp_path):
     with pytest.raises(ConfigError, match=r'mine.py defines no sweep\(add\)'):
         make_plan(config_file(tmp_path, 'x = 1\n'))
