@@ -146,9 +146,9 @@ def test_the_command(capsys):
 
 def test_data_that_are_not_here(capsys):
     """Shapes from the config, or as they are said."""
-    assert main(['inspect', '--config', 'ddpm:debug', '--config.data.source=folder:nowhere', '--no-compile',
+    assert main(['inspect', '--config', 'digits:debug', '--config.data.source=folder:nowhere', '--no-compile',
                  '--mesh', 'data=1', '--json']) == 0
-    assert json.loads(capsys.readouterr().out)['batch_bytes'] == 16 * 64
+    assert json.loads(capsys.readouterr().out)['batch_bytes'] == 16 * (64 + 4)  # a picture and a label
     clip = ['inspect', '--config', 'shapes_clip', '--config.data.source=folder:nowhere', '--no-compile', '--mesh',
             'data=1', '--config.data.batch_size=4', '--config.data.options={}']
     assert main(clip) == 2 and '--input image=uint8[32,32,3]' in capsys.readouterr().err
