@@ -83,7 +83,7 @@ class Watched:
         return batch
 
 
-def make_run(events=(), poison=None, **settings):
+def make_run(events=(), poison=None, scored=True, **settings):
     """(Run, list that holds the opened pipeline later); settings as 'train.steps': 3."""
     from gen_jax.config import apply_overrides, base_config
     from gen_jax.data import pipeline
@@ -113,7 +113,8 @@ def make_run(events=(), poison=None, **settings):
                       0, 'slow', 'test', 25)
     picture = Evaluator('draw', lambda ledger=None: [{'index': np.arange(4), 'valid': np.arange(4) < 4}], {}, {}, 0,
                         'slow', 'train', 25)
-    return Run(config, system(poison), open_data, check_fingerprint, example, {'heldout': score}, picture), opened
+    return Run(config, system(poison), open_data, check_fingerprint, example,
+               {'heldout': score} if scored else {}, picture if scored else None), opened
 
 
 def kill(number):
@@ -166,7 +167,7 @@ def main(argv):
         for scenario in scenarios:
             workdir = Path(folder) / scenario
             run, opened = make_run(events_of(scenario, process), 9 if scenario == 'nan' else None,
-                                   **settings_of(scenario, process))
+                                   scenario in ('straight', 'pmap', 'tensor'), **settings_of(scenario, process))
             result = train(run, workdir, dog=job.dog)
             np.save(workdir / f'seen-{process}.npy', np.array(opened[0].seen))
             (workdir / f'result-{process}.json').write_text(json.dumps(

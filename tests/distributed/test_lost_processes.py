@@ -15,7 +15,7 @@ import pytest
 from gen_jax.engine.checkpoint import read_leaves
 from gen_jax.engine.train import train
 from tests.distributed import job
-from tests.distributed.test_two_processes import ROOT, finish, free_port, losses, start
+from tests.distributed.test_two_processes import ROOT, finish, free_port, losses, results, start
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +42,12 @@ def test_data_that_block_in_one_process(tmp_path):
     assert '__next__' in (tmp_path / 'block' / 'hang-1.txt').read_text()
 
 
+def test_two_signals_to_two_processes(tmp_path):
+    assert [code for code, _ in finish(start(tmp_path, 'both'))] == [0, 0]
+    one, other = results(tmp_path / 'both')
+    assert one == other and 5 < one['step'] <= 9 and one['exit_code'] in (130, 143)
+
+
 @pytest.mark.parametrize('scenario, expected, message', [
     ('fail', 2, 'ValueError: shelf 7 is empty'), ('twice', 130, 'KeyboardInterrupt'), ('nan', 3, 'is not finite')])
 def test_what_ends_one_process_ends_both(tmp_path, scenario, expected, message):
@@ -52,7 +58,7 @@ def test_what_ends_one_process_ends_both(tmp_path, scenario, expected, message):
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('alone')
-    train(job.make_run()[0], workdir)
+    train(job.make_run(scored=False)[0], workdir)
     return workdir
 
 

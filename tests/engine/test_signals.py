@@ -84,6 +84,19 @@ def test_first_reason_stays():
     assert (EXIT_SIGTERM, EXIT_SIGINT, EXIT_WALL_TIME) == (143, 130, 75)
 
 
+def test_processes_agree_on_the_largest_flag():
+    one, other = Stop(shared=True), Stop(shared=True)
+    one.request('wall time')
+    assert (one.flag, other.flag, one.requested) == (1, 0, False), 'nothing happens before all know'
+    other.request('SIGTERM')
+    for stop in (one, other):
+        stop.agree(max(one.flag, other.flag))
+    assert [(s.requested, s.reason, s.exit_code) for s in (one, other)] == [(True, 'SIGTERM', EXIT_SIGTERM)] * 2
+    third = Stop(shared=True)
+    third.agree(0)
+    assert not third.requested
+
+
 def test_wall_time(monkeypatch, capfd):
     now = [100.0]
     monkeypatch.setattr(signals.time, 'monotonic', lambda: now[0])
