@@ -141,4 +141,4 @@ def test_help(capsys):
     out = capsys.readouterr().out
     assert 'gen-jax data check /data/flowers' in out and 'exit codes: 0 clean; 1 bad items' in out
     assert cli.main(['--help']) == 0
-    assert '  data      read a data source through' in capsys.readouterr().out
+    assert 'read a data source through' in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -85,11 +86,14 @@ def test_links_pipes_and_what_is_hidden(tmp_path):
     assert source.names == ['a.png', 'gone.png', 'linked.png', 'loop.png', 'null.png', 'pipe.png', 'sparse.png',
                             'sub/again/deep/y.png', 'sub/again/x.png']
     reasons = {}
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail('a pipe was opened, and waits for ever'))
+    signal.alarm(60)
     for i, name in enumerate(source.names):
         try:
             source[i]
         except CorruptItem as error:
             reasons[name] = error.reason
+    signal.alarm(0)
     assert set(reasons) == {'gone.png', 'loop.png', 'null.png', 'pipe.png', 'sparse.png'}
     for name, part in (('gone', "link to 'nowhere.png', which is not there"), ('loop', 'a loop of links'),
                        ('null', 'a device, not a file'), ('pipe', 'a named pipe'), ('sparse', '100000000000 bytes')):
