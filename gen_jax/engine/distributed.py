@@ -307,14 +307,15 @@ def _catch_abort(state: dict, timeout: float) -> None:
             os.write(2, f'gen-jax train: the processes did not all come together within {timeout:g} s (see above)\n'
                      .encode())
             os._exit(2)
+        soon = dog.missed if dog else 0.0
         if dog is not None and dog.process and threading.current_thread() is not threading.main_thread():
             host, _, port = (state['address'] or ':0').rpartition(':')
             try:
                 socket.create_connection((host.strip('[]'), int(port)), timeout=2).close()
             except OSError:
-                dog.finish(EXIT_HANG, f'process 0, which coordinates the others at {state["address"]}, is gone')
-        if dog is not None and dog._silent(3.5 * dog._interval):
-            dog.finish(EXIT_HANG, 'jax.distributed gave up')
+                dog.finish(EXIT_HANG, f'process 0, which coordinates the others at {state["address"]}, is gone', soon)
+        if dog is not None and dog.silent(soon):
+            dog.finish(EXIT_HANG, 'jax.distributed gave up', soon)
         libc.signal(6, None)  # an abort of its own: as it would have been
         libc.abort()
 

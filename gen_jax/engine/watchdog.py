@@ -200,11 +200,16 @@ class Watchdog:
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self._over.is_set():
-            if self._end_of_others() or self._silent(3.5 * self._interval):
-                self.finish(EXIT_HANG, 'an operation over all processes failed', 3.5 * self._interval)
+            if self._end_of_others() or self.silent(self.missed):
+                self.finish(EXIT_HANG, 'an operation over all processes failed', self.missed)
             time.sleep(self._interval / 4)
 
     # -------------------------------------------------------------- what is known
+
+    @property
+    def missed(self) -> float:
+        """Seconds of silence after which a process is taken for dead where there is another sign of it."""
+        return 3.5 * self._interval
 
     def places(self) -> dict[int, Place]:
         """Where every process is, as far as is known here."""
@@ -219,7 +224,8 @@ class Watchdog:
                                  silent)
         return found
 
-    def _silent(self, limit: float) -> list[int]:
+    def silent(self, limit: float) -> list[int]:
+        """The processes that were not heard of for longer than `limit` seconds, and have not finished."""
         return [k for k, p in self.places().items() if p.silent > limit and p.phase != 'finished']
 
     def _end_of_others(self) -> tuple[int, int, str] | None:
@@ -266,7 +272,7 @@ class Watchdog:
             limit = max(PATIENCE, 10 * hang) if patient else hang
             if self._time - self._since > limit:
                 self.finish(EXIT_HANG, f'no progress for {limit:g} s (train.hang_seconds={hang:g})')
-            elif silent := self._silent(hang):
+            elif silent := self.silent(hang):
                 self.finish(EXIT_HANG, f'no sign of life of process {", ".join(map(str, silent))} for '
                                        f'train.hang_seconds={hang:g} s')
 
@@ -276,7 +282,7 @@ class Watchdog:
         """Until all that live have ended too (or know that they must), so that the stacks of all are printed."""
         end = time.monotonic() + max(seconds, 3 * self._interval)
         while self._board and self._threads and time.monotonic() < end:
-            silent = self._silent(3.5 * self._interval)
+            silent = self.silent(self.missed)
             if all(self._said.get(k, {}).get('end') or k in silent or p.phase == 'finished'
                    for k, p in self.places().items() if k != self.process):
                 break
@@ -303,7 +309,7 @@ class Watchdog:
                         faulthandler.dump_traceback(file, all_threads=True)
                 self._wake.set()
                 self._wait_for_others()
-                limit = silence if silence is not None else self._hang or 3.5 * self._interval
+                limit = silence if silence is not None else self._hang or self.missed
                 self._write(files, f'{table(self.places(), limit)}\n' if self.count > 1 else '')
                 self._write(files, f'gen-jax: ends with exit code {code}; the same command goes on from the newest '
                                    'checkpoint\n')

@@ -137,7 +137,7 @@ def events_of(scenario, process):
         'block': [{}, {9: lambda: time.sleep(1000)}], 'fail': [{}, {9: fail}],
         'twice': [{}, {9: lambda: [kill(signal.SIGINT)(), kill(signal.SIGINT)()]}],
     }
-    return table.get(scenario, [{}] * 8)[process]
+    return [*table.get(scenario, []), *[{}] * 8][process]
 
 
 def settings_of(scenario, process):
