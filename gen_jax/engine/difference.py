@@ -10,6 +10,7 @@ from gen_jax.engine import steps
 from gen_jax.engine.checkpoint import read_leaves
 from gen_jax.engine.fingerprint import differing, fingerprints
 from gen_jax.engine.integrity import CheckpointError, IntegrityError, verify
+from gen_jax.types import TrainState
 
 __all__ = ['LeafDifference', 'Difference', 'compare', 'lines']
 
@@ -34,7 +35,7 @@ class Difference(NamedTuple):
     config: dict
     """Dotted key -> (value in A, value in B)."""
     leaves: list[LeafDifference]
-    """In the order of the state: step, params, opt, ema, extra; the first is the first that differs."""
+    """In the order of a TrainState's fields (step, params, opt, ema ...), then by name."""
     total: int
     """Leaves that were compared."""
 
@@ -55,7 +56,8 @@ def compare(a, b) -> Difference:
         return Difference(a, b, config, [], len(prints[0]))
     leaves = [read_leaves(p) for p in (a, b)]
     prints = [fingerprints(tree) for tree in leaves]
-    order = [*metas[0]['dtypes'], *(k for k in metas[1]['dtypes'] if k not in metas[0]['dtypes'])]
+    order = sorted(dict.fromkeys((*metas[0]['dtypes'], *metas[1]['dtypes'])),
+                   key=lambda k: (TrainState._fields.index(k.split('/')[0]), k))
     changed = set(differing(*prints))
     found = [_leaf(k, leaves[0].get(k), leaves[1].get(k)) for k in order if k in changed]
     return Difference(a, b, config, found, len(order))
