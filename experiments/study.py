@@ -41,9 +41,11 @@ def differences(report: Report, metric: str, key: Callable, seed: str, pairs: Se
     for first, second in pairs:
         if first in values and second in values and len(values[first]) > 1:
             c = compare([values[first], values[second]], 1)[0]
-            rows.append({'first': said(first), 'second': said(second), 'difference': f'{c.difference:.2f}',
-                         '95 % interval': f'{c.low:.2f} .. {c.high:.2f}',
-                         'p': f'{c.p:.3f}' if c.p >= 0.0005 else '< 0.001', 'test': c.test})
+            rows.append({'first': said(first), 'second': said(second),
+                         'difference': '–' if c.difference is None else f'{c.difference:.2f}',
+                         '95 % interval': '–' if c.low is None else f'{c.low:.2f} .. {c.high:.2f}',
+                         'p': '–' if c.p is None else f'{c.p:.3f}' if c.p >= 0.0005 else '< 0.001',
+                         'test': c.test or c.why})
     return rows
 
 
@@ -98,6 +100,9 @@ def main(argv=None) -> int:
         return wrong
     study = importlib.import_module(f'experiments.{args.name}.{args.name}')
     report, out = make_report([args.workdir]), Path(args.out or args.workdir)
+    if not any(m.name.startswith('generate/') for m in report.metrics):
+        print(f'{args.name}: nothing was scored, so there is no table; the report says why', file=sys.stderr)
+        return code or 1
     out.mkdir(parents=True, exist_ok=True)
     parts = [f'{caption}\n\n{markdown(rows)}' for caption, rows in study.tables(report) if rows]
     (out / 'table.md').write_text('\n'.join(parts))

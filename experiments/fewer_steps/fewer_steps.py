@@ -100,7 +100,7 @@ def plots(report):
         draw(axes, {k: v for k, v in curves.items() if v},
              {k: {'linestyle': '--'} for k in ('DDPM, ancestral', 'DDIM, eta 1', 'DDIM, eta 0.5')})
         means = sorted(e.mean for e in cells.values())  # the worst may be off the top
-        axes.set(ylim=(0.9 * means[0], 1.2 * means[-2]))
+        axes.set(ylim=(0.9 * means[0], 1.2 * means[-2:][0]))
         axes.set(xscale='log', yscale='log', xlabel='evaluations of the network', ylabel='Fréchet distance')
         axes.legend(fontsize=7)
         axes.grid(alpha=0.25)

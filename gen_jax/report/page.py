@@ -88,7 +88,7 @@ def payload(report: Report, strips: Sequence[Strip] = ()) -> dict[str, Any]:
     """What the page's scripts read, JSON-ready: numbers that are not finite are the text 'nan', 'inf' or '-inf'."""
     place = {id(r): i for i, r in enumerate(report.runs)}
     group_of = {id(r): i for i, g in enumerate(report.groups) for r in g.runs}
-    formats = {m.name: tables.cells_format(report.cells['final', m.name]) for m in report.metrics}
+    formats = {m.name: _format(report, m.name) for m in report.metrics}
     most = max((len(g.runs) for g in report.groups), default=1)
     return _json({
         'axes': [{'key': a.key, 'name': a.name, 'numeric': a.numeric, 'tied': a.tied} for a in report.axes],
@@ -114,6 +114,13 @@ def payload(report: Report, strips: Sequence[Strip] = ()) -> dict[str, Any]:
         'x': report.x.name if report.x else None, 'lines': report.lines.name if report.lines else None,
         'baseline': report.groups[report.baseline].label if report.baseline is not None else None,
     })
+
+
+def _format(report: Report, metric: str) -> str:
+    cells = report.cells['final', metric]
+    if any(c.estimate.n for c in cells):
+        return tables.cells_format(cells)
+    return number_format(r.final(metric) for r in report.runs)  # of runs that stand in no group
 
 
 def _json(value):

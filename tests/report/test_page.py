@@ -17,6 +17,12 @@ from tests.report import fake
 EVIL = '<script>alert(1)<!-- & "\'</script>'
 
 
+def test_a_run_of_unknown_settings_keeps_its_digits(tmp_path):
+    fake.write(tmp_path / 'r', None, [{'step': 1, 'a/loss': 0.1234}])
+    (metric,) = payload(make_report([tmp_path]))['metrics']
+    assert metric['digits'] == 4 and not metric['powers']
+
+
 class Parsed(HTMLParser):
     """Tags, attributes and the text of scripts and styles."""
 
