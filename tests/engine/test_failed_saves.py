@@ -3,8 +3,10 @@
 import errno
 import os
 import pathlib
+import random
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -139,3 +141,33 @@ def test_another_error_is_not_hidden_by_a_failed_save(tmp_path, monkeypatch, cap
     assert 'WARNING: the checkpoint of step 1 could not be saved' in capsys.readouterr().out
     with pytest.raises(ValueError, match="checkpoint.on_error 'ignore': choose from raise, continue"):
         Checkpoints(tmp_path, on_error='ignore')
+
+
+SAVE_FOR_EVER = '''
+import sys, jax.numpy as jnp
+from gen_jax.engine.checkpoint import Checkpoints
+from tests.engine.test_failed_saves import state
+store = Checkpoints(sys.argv[1], keep_last=1)
+step = (store.steps() or [0])[-1]
+while True:
+    step += 1
+    store.save(step, state(step), {}, wait=True)
+    print(step, flush=True)
+'''
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_whole_steps_only(tmp_path):
+    """Most of the time goes into commits and deletions, so that is where most kills fall."""
+    seed = random.randrange(10 ** 6)
+    rng, environment = random.Random(seed), {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    for _ in range(12):
+        process = subprocess.Popen([sys.executable, '-c', SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE,
+                                   text=True, env=environment)
+        said = [int(process.stdout.readline()) for _ in range(3)]
+        time.sleep(rng.random() * 0.3)
+        process.kill()
+        said += [int(line) for line in process.communicate()[0].split()]
+        steps = [p for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()]
+        assert steps and all(integrity.verify(p) for p in steps), seed
+        assert max(int(p.name) for p in steps) >= said[-1], seed
