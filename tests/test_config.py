@@ -38,7 +38,8 @@ def test_saved_configs_come_back_as_they_were(ema):
     assert complete(old).train.max_seconds is None, 'a setting of later days has its default'
 
 
-def test_files_of_users(tmp_path):
+def test_files_of_users(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / 'helper_of_mine.py').write_text('def f(a, process):\n    return a, process\n')
     path = tmp_path / 'mine.py'
     path.write_text('from gen_jax.config import base_config\n\n\ndef get_config(arg=""):\n    c = base_config()\n'
@@ -52,8 +53,9 @@ def test_files_of_users(tmp_path):
                           ('x = 1\n', 'defines no get_config'),
                           ('def get_config(arg):\n    return arg.nothing\n', 'line 2: AttributeError')):
         path.write_text(body)
-        with pytest.raises(ConfigError, match=message):
-            load_config(str(path))
+        for name in (str(path), path.name):  # by a relative path, too
+            with pytest.raises(ConfigError, match=message):
+                load_config(name)
 
 
 def test_names():

@@ -12,7 +12,7 @@ from gen_jax.report import make_report
 from gen_jax.sweeps.plan import make_plan
 from tests.report import fake
 
-ROWS = {'fewer_steps': [2, 2], 'guidance_scale': [2, 1], 'training_choices': [2]}  # of each table
+ROWS = {'fewer_steps': [2, 2], 'guidance_scale': [2, 1], 'training_choices': [2, 1, 1]}  # of each table
 
 
 @pytest.mark.parametrize('name', [n if n == 'guidance_scale' else pytest.param(n, marks=pytest.mark.slow)
@@ -60,7 +60,7 @@ def test_budgets_are_kept():
     """No evaluation spends more calls than its column says, and Heun at most one fewer."""
     plan = make_plan('experiments/fewer_steps/fewer_steps.py')
     scored = [r for r in plan.runs.values() if r.of]
-    assert len(scored) == 8 * 5 * 3 + 2
+    assert len(scored) == 8 * 5 * 3 + 3 * 3 * 2 + 2
     for run in scored:
         label, budget = fewer_steps.label_and_budget(run)
         steps = run.overrides['evaluate.generate.settings']['steps']
