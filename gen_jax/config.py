@@ -213,7 +213,8 @@ def blaming(path: Path):
     try:
         yield
     except Exception as e:
-        where = [f.lineno for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).resolve() == path.resolve()]
+        where = [f.lineno for f in traceback.extract_tb(e.__traceback__)
+                 if Path(f.filename).resolve() == path.resolve()]
         what = str(e) if isinstance(e, ConfigError) else f'{type(e).__name__}: {e}'
         raise ConfigError(f'config {path}' + (f', line {where[-1]}' if where else '') + f': {what}') from e
 
