@@ -32,7 +32,7 @@ NETWORKS = {
         'layers_per_block': 1, 'attention_head_dim': None, 'norm_num_groups': 8, 'num_class_embeds': 11}},
 }
 """8,952,067 parameters at 32x32, and the UNet of configs/digits.py at 8x8."""
-JOBS = ('forward', 'train', 'ddim', 'dpmpp_2m')
+JOBS = ('forward', 'ddim', 'dpmpp_2m', 'train')  # the peer's training changes its weights: last
 SHORT = ('forward', 'train')
 STEPS = 50
 PAUSE = 0.2  # seconds: idle threads of the one before may spin for a while

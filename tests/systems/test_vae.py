@@ -117,7 +117,8 @@ def test_predicts(toy):
 def test_learns_a_two_point_distribution():
     """Two equally frequent images cost one bit each, 0.25 bits/dim of four pixels; without z it would be 1 at least."""
     data = np.stack([IMAGE[0], -IMAGE[0]]).repeat(16, 0)
-    system = vae(vae_tiny(image_shape=SHAPE, hidden=(32,)), LEVELS)._replace(optimizers={'vae': optax.adam(2e-2)})
+    system = vae(vae_tiny(image_shape=SHAPE, hidden=(32,)), LEVELS)._replace(
+        optimizers={'vae': optax.adam(optax.cosine_decay_schedule(2e-2, 300))})
     state = init_state(system, 0, {'image': data}, {})
     update = jax.jit(make_update(system, seed=0))
     for _ in range(300):
