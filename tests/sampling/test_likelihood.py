@@ -120,7 +120,7 @@ def test_a_table_and_its_conditions(solver):
             prior=lambda x_T: data.log_density(x_T - high.alpha * 0.3, high.alpha, high.sigma)))(x)
         require_converged(found)
         truth = data.log_density(low.alpha * (x - 0.3), low.alpha, low.sigma) + 2 * jnp.log(low.alpha)
-    np.testing.assert_allclose(found.log_p, truth, atol=1e-3 if solver == 'adaptive' else 0.02)
+    np.testing.assert_allclose(found.log_p, truth, atol=2e-3 if solver == 'adaptive' else 0.02)
     assert (found.nfe == 99 * 4).all() or solver == 'adaptive' and found.nfe.max() < 1000
 
 
