@@ -35,7 +35,7 @@ from gen_jax.engine.signals import Stop, stop_signals
 from gen_jax.engine.start import Start, begin, describe, initialise, open_writers, restore
 from gen_jax.engine.steptime import StepTimes
 from gen_jax.engine.update import active_metrics, seed_words, variables_of
-from gen_jax.engine.watchdog import Watchdog
+from gen_jax.engine.watchdog import Watchdog, check_hang
 
 __all__ = ['Run', 'Result', 'NonFiniteError', 'WorkdirError', 'train', 'check_workdir', 'versions']
 
@@ -55,6 +55,7 @@ def train(run: Run, workdir, stop: Stop | None = None, dog: Watchdog | None = No
     """
     config, workdir = run.config, Path(workdir).absolute()
     guard.check_policy(config.train)
+    check_hang(config.train.hang_seconds)
     for key, value in (('train.steps', config.train.steps), ('log.every_steps', config.log.every_steps),
                        ('checkpoint.every_steps', config.checkpoint.every_steps)):
         if value < 1:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ['EXIT_HANG', 'PATIENCE', 'PHASES', 'Board', 'Place', 'Watchdog', 'behind', 'exit_code_of', 'table']
+__all__ = ['EXIT_HANG', 'PATIENCE', 'PHASES', 'Board', 'Place', 'Watchdog', 'behind', 'check_hang', 'exit_code_of',
+           'table']
 
 EXIT_HANG = 70
 """EX_SOFTWARE of sysexits.h: a process hung, froze or died; the newest checkpoint is where to go on."""
@@ -83,6 +84,12 @@ def exit_code_of(error: BaseException) -> int:
     return getattr(error, 'exit_code', 2 if known else 1)
 
 
+def check_hang(hang_seconds: float | None) -> None:
+    """Raises ValueError for seconds that are not positive; None is no watchdog."""
+    if hang_seconds is not None and not hang_seconds > 0:
+        raise ValueError(f'train.hang_seconds {hang_seconds}: must be positive (None for no watchdog)')
+
+
 class Watchdog:
     """Watches this process, and through the board the others.
 
@@ -124,8 +131,7 @@ class Watchdog:
         Raises:
             ValueError: hang_seconds that are not positive.
         """
-        if hang_seconds is not None and not hang_seconds > 0:
-            raise ValueError(f'train.hang_seconds {hang_seconds}: must be positive (None for no watchdog)')
+        check_hang(hang_seconds)
         self._hang, self._folder = hang_seconds, None if folder is None else Path(folder)
         if hang_seconds is not None and self._given is None:
             self._interval = max(min(1.0, hang_seconds / 5), self.count / 100)

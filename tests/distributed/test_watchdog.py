@@ -1,5 +1,6 @@
 """The watchdog, with a board in memory and ends that do not end the tests."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -35,17 +36,28 @@ def wait_for(condition, seconds=20):
     assert condition()
 
 
-def family(count, interval=0.02):
+@contextlib.contextmanager
+def family(count, *limit):
+    """Watchdogs of `count` processes, and their ends; watching, if the arguments of `watch` are given."""
     said, ends = {}, [Ends() for _ in range(count)]
     board = Board(said.__setitem__, lambda: dict(said))
-    return [Watchdog(k, count, board, ends[k], interval) for k in range(count)], ends
+    dogs = [Watchdog(k, count, board, ends[k], interval=0.02) for k in range(count)]
+    for dog in dogs:
+        dog.start()
+    with contextlib.ExitStack() as watching:
+        for dog in dogs if limit else ():
+            watching.enter_context(dog.watch(*limit))
+            time.sleep(0.05)
+        yield dogs, ends
+        for dog in dogs:
+            dog.stop()
 
 
 def test_no_progress_ends_the_process_with_a_report(tmp_path, capfd):
     ends = Ends()
     dog = Watchdog(exit=ends, interval=0.02)
-    with dog.watch(1.0, tmp_path):
-        for _ in range(70):  # goes on for longer than the limit
+    with dog.watch(2.0, tmp_path):
+        for _ in range(130):  # goes on for longer than the limit
             dog.beat(4, 'reading data')
             time.sleep(0.02)
         assert not ends
@@ -53,7 +65,7 @@ def test_no_progress_ends_the_process_with_a_report(tmp_path, capfd):
         wait_for(lambda: ends)
     assert ends == [EXIT_HANG] == [70]
     report = (tmp_path / 'hang-0.txt').read_text()
-    assert 'step 5, reading data: no progress for 1 s' in report and 'test_watchdog.py' in report
+    assert 'step 5, reading data: no progress for 2 s' in report and 'test_watchdog.py' in report
     assert 'step 5, reading data' in capfd.readouterr().err
 
 
@@ -78,19 +90,12 @@ def test_none_watches_nothing_and_zero_is_refused():
 
 
 def test_the_process_that_is_behind_is_named_by_all(tmp_path):
-    dogs, ends = family(3)
-    for dog in dogs:
-        dog.start()
-    contexts = [dog.watch(0.4, tmp_path) for dog in dogs]
-    for context in contexts:
-        context.__enter__()
-    for _ in range(20):
-        for k, dog in enumerate(dogs):
-            dog.beat(9, 'reading data' if k == 1 else 'waiting for the devices')
-        time.sleep(0.02)
-    wait_for(lambda: all(ends))
-    for dog in dogs:
-        dog.stop()
+    with family(3, 0.4, tmp_path) as (dogs, ends):
+        for _ in range(20):
+            for k, dog in enumerate(dogs):
+                dog.beat(9, 'reading data' if k == 1 else 'waiting for the devices')
+            time.sleep(0.02)
+        wait_for(lambda: all(ends))
     assert ends == [[EXIT_HANG]] * 3
     for k in range(3):
         text = (tmp_path / f'hang-{k}.txt').read_text()
@@ -98,48 +103,33 @@ def test_the_process_that_is_behind_is_named_by_all(tmp_path):
 
 
 def test_a_silent_process_is_named_even_while_the_others_are_patient(tmp_path):
-    dogs, ends = family(3)
-    for dog in dogs:
-        dog.start()
-    contexts = [dog.watch(0.5, tmp_path) for dog in dogs]
-    for context in contexts:
-        context.__enter__()
-        time.sleep(0.05)
-    dogs[2]._over.set()  # dies: nothing is heard of it any more
-    for dog in dogs[:2]:
-        dog.beat(3, 'evaluating', patient=True)
-    wait_for(lambda: ends[0] and ends[1])
-    for dog in dogs:
-        dog.stop()
+    with family(3, 0.5, tmp_path) as (dogs, ends):
+        dogs[2]._over.set()  # dies: nothing is heard of it any more
+        for dog in dogs[:2]:
+            dog.beat(3, 'evaluating', patient=True)
+        wait_for(lambda: ends[0] and ends[1])
     assert 'process 2: DEAD OR FROZEN' in (tmp_path / 'hang-0.txt').read_text()
     assert 'no sign of life of process 2' in (tmp_path / 'hang-0.txt').read_text()
 
 
 def test_a_process_that_fails_takes_the_others_along(capfd):
-    dogs, ends = family(3)
-    for dog in dogs:
-        dog.start()
-    with pytest.raises(ValueError, match='shelf'), dogs[1].failing():
-        raise ValueError('shelf 7 is empty')
-    wait_for(lambda: ends[0] and ends[2])
-    for dog in dogs:
-        dog.stop()
+    with family(3) as (dogs, ends):
+        with pytest.raises(ValueError, match='shelf'), dogs[1].failing():
+            raise ValueError('shelf 7 is empty')
+        wait_for(lambda: ends[0] and ends[2])
     assert ends == [[2], [], [2]], 'the same exit code, and the one that failed ends by itself'
     assert capfd.readouterr().err.count('process 1 ended: ValueError: shelf 7 is empty') == 2
 
 
 def test_finished_processes_are_not_missed():
-    dogs, ends = family(2)
-    for dog in dogs:
-        dog.start()
-    dogs[1].beat(9, 'finished')
-    time.sleep(0.1)
-    dogs[1].stop()
-    with dogs[0].watch(0.8):
-        for _ in range(60):
-            dogs[0].beat(9, 'saving')
-            time.sleep(0.02)
-    dogs[0].stop()
+    with family(2) as (dogs, ends):
+        dogs[1].beat(9, 'finished')
+        time.sleep(0.1)
+        dogs[1].stop()
+        with dogs[0].watch(2.0):  # long enough for a busy machine not to look like a hang
+            for _ in range(130):
+                dogs[0].beat(9, 'saving')
+                time.sleep(0.02)
     assert ends == [[], []]
 
 

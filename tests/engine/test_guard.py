@@ -17,36 +17,24 @@ from gen_jax.engine.train import NonFiniteError, train
 from gen_jax.engine.update import init_state, make_update, seed_words
 from gen_jax.engine.writers import read_jsonl, without_wall_clock
 from gen_jax.types import Metric
-from tests.engine.toy import batch, regression
+from tests.engine.toy import Batches, batch, regression
 
 SIZE = 1000
 """Examples in the data set, eight to a batch: batch k holds 8 k ... 8 k + 7."""
 
 
-class Numbers:
+class Numbers(Batches):
     """A pipeline whose examples carry their number."""
 
-    corrupt_count, fingerprint = 0, {'seed': 0}
-
     def __init__(self):
-        self.step = 0
+        super().__init__(self.numbered)
 
     def indices(self, step):
         return [i % SIZE for i in range(8 * step, 8 * step + 8)]
 
-    def __next__(self):
-        index = np.array(self.indices(self.step))
-        self.step += 1
+    def numbered(self, step):
+        index = np.array(self.indices(step))
         return {'x': np.sin(index).astype(np.float32), 'id': index.astype(np.int32)}
-
-    def get_state(self):
-        return {'next_index': self.step}
-
-    def set_state(self, state):
-        self.step = state['next_index']
-
-    def close(self):
-        pass
 
 
 def poisoned(ids=(), steps=(), where='loss'):

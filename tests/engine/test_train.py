@@ -14,29 +14,7 @@ from gen_jax.engine.signals import Stop
 from gen_jax.engine.train import NonFiniteError, Run, WorkdirError, check_workdir, train
 from gen_jax.engine.writers import read_jsonl
 from gen_jax.types import Metric, System
-from tests.engine.toy import batch, regression
-
-
-class Data:
-    """A pipeline of generated batches."""
-
-    corrupt_count = 0
-
-    def __init__(self, corrupt=0):
-        self.step, self.fingerprint, self.corrupt_count = 0, {'seed': 0}, corrupt
-
-    def __next__(self):
-        self.step += 1
-        return batch(step=self.step - 1)
-
-    def get_state(self):
-        return {'next_index': self.step}
-
-    def set_state(self, state):
-        self.step = state['next_index']
-
-    def close(self):
-        pass
+from tests.engine.toy import Batches, batch, regression
 
 
 def make(system=None, *overrides, corrupt=0, evaluators=(), check=lambda a, b: None):
@@ -44,7 +22,8 @@ def make(system=None, *overrides, corrupt=0, evaluators=(), check=lambda a, b: N
         '--config.train.steps=6', '--config.data.batch_size=8', '--config.log.every_steps=1',
         '--config.log.tensorboard=False', '--config.checkpoint.every_steps=2', '--config.checkpoint.keep_last=9',
         *overrides])
-    return Run(config, system or regression(), lambda **kwargs: Data(corrupt), check, batch(), dict(evaluators))
+    return Run(config, system or regression(), lambda **kwargs: Batches(corrupt=corrupt), check, batch(),
+               dict(evaluators))
 
 
 def test_raise_stops_with_the_last_good_checkpoint(tmp_path):

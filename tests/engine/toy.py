@@ -42,3 +42,23 @@ def regression(lr=0.1, noise_scale=0.1, per_example=True, every=1, poison_step=N
 def batch(n=8, step=0):
     """Deterministic inputs."""
     return {'x': np.random.default_rng(step).normal(size=(n,)).astype(np.float32)}
+
+
+class Batches:
+    """A pipeline over `at(step)`, and what the loop asks of one."""
+
+    def __init__(self, at=lambda step: batch(step=step), corrupt=0):
+        self.at, self.step, self.corrupt_count, self.fingerprint = at, 0, corrupt, {'seed': 0}
+
+    def __next__(self):
+        self.step += 1
+        return self.at(self.step - 1)
+
+    def get_state(self):
+        return {'next_index': self.step}
+
+    def set_state(self, state):
+        self.step = state['next_index']
+
+    def close(self):
+        pass
