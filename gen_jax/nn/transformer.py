@@ -57,6 +57,8 @@ class LayerNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention [B, N, C] -> [B, N, C], keys `q_proj`, `k_proj`, `v_proj`, `out_proj`.
 
+    `mask` is bool, broadcastable to [B, heads, N, N], True where a query may look; `causal` holds besides.
+
     Raises:
         ValueError: if `num_heads` does not divide C.
     """
@@ -65,9 +67,10 @@ class SelfAttention(nn.Module):
     causal: bool = False
     out_std: float | None = None
     dtype: Any = jnp.float32
+    implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
         b, n, c = x.shape
         if c % self.num_heads:
             raise ValueError(f'num_heads = {self.num_heads} does not divide the width {c}; choose a divisor')
@@ -76,7 +79,8 @@ class SelfAttention(nn.Module):
             nn.Dense(c, kernel_init=normal(c**-0.5), dtype=self.dtype, name=name)(x).reshape(b, n, self.num_heads, -1)
             for name in ('q_proj', 'k_proj', 'v_proj')
         )
-        y = dot_product_attention(q, k, v, is_causal=self.causal).reshape(b, n, c)
+        y = dot_product_attention(q, k, v, mask=mask, is_causal=self.causal, implementation=self.implementation)
+        y = y.reshape(b, n, c)
         out_std = c**-0.5 if self.out_std is None else self.out_std
         return nn.Dense(c, kernel_init=normal(out_std), dtype=self.dtype, name='out_proj')(y)
 
@@ -108,11 +112,13 @@ class EncoderLayer(nn.Module):
     out_std: float | None = None
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    attention_implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
         y = LayerNorm(self.epsilon, self.dtype, name='layer_norm1')(x)
-        x = x + SelfAttention(self.num_heads, self.causal, self.out_std, self.dtype, name='self_attn')(y)
+        x = x + SelfAttention(self.num_heads, self.causal, self.out_std, self.dtype, self.attention_implementation,
+                              name='self_attn')(y, mask)
         y = LayerNorm(self.epsilon, self.dtype, name='layer_norm2')(x)
         return x + MLP(self.hidden, self.act, self.out_std, self.dtype, name='mlp')(y)
 
@@ -132,12 +138,20 @@ class Encoder(nn.Module):
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
     remat: str = ''
+    attention_implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None, hidden_states: bool = False):
+        """[B, N, C] -> [B, N, C].
+
+        Args:
+            mask: see `SelfAttention`.
+            hidden_states: returns num_layers + 1 arrays instead: the input and what stands behind each block.
+        """
         out_std = (2 * x.shape[-1] * self.num_layers) ** -0.5
+        states = [x]
         for i in range(self.num_layers):
             layer = EncoderLayer(self.num_heads, self.hidden, self.act, self.causal, out_std, self.epsilon, self.dtype,
-                                 name=f'layers.{i}')
-            x = recomputed(layer, self.remat)(x)
-        return x
+                                 self.attention_implementation, name=f'layers.{i}')
+            states.append(recomputed(layer, self.remat)(states[-1], mask))
+        return tuple(states) if hidden_states else states[-1]
