@@ -63,8 +63,8 @@ def prepare(name, batch):
     return unet, params, jax.random.normal(jax.random.key(2), (batch, *shape)), labels
 
 
-def jobs(name, unet, params, x, labels):
-    """{job: (compile seconds, function that runs it and waits)} on one virtual device per core."""
+def jobs(wanted, unet, params, x, labels):
+    """{wanted job: (compile seconds, function that runs it and waits)} on one virtual device per core."""
     import functools
 
     import jax
@@ -96,10 +96,14 @@ def jobs(name, unet, params, x, labels):
     programs |= {solver: functools.partial(loop, solver=solver) for solver in ('ddim', 'dpmpp_2m')}
     found = {}
     for job, program in programs.items():
+        if job not in wanted:
+            continue
         began = time.perf_counter()
         compiled = jax.jit(program).lower(placed, x_T, *classes).compile()
         found[job] = time.perf_counter() - began, lambda c=compiled: jax.block_until_ready(c(placed, x_T, *classes))
 
+    if 'train' not in wanted:
+        return found
     conditional = labels is not None
     system = systems.diffusion(unet, process, eps, image_shape=tuple(x.shape[1:]),
                                **({'cond': {'class_labels': 'label'}} if conditional else {}))
@@ -122,7 +126,7 @@ def jobs(name, unet, params, x, labels):
         jax.block_until_ready((holder[0], metrics))
 
     found['train'] = time.perf_counter() - began, train
-    return {job: found[job] for job in JOBS}
+    return found
 
 
 def compare(name, args):
@@ -149,9 +153,7 @@ def compare(name, args):
 
         found = {'parameters': sum(v.size for v in jax.tree.leaves(params)), 'batch': batch,
                  'peer': json.loads(peer.stdout.readline())}
-        for job, (compile_seconds, ours) in jobs(name, unet, params, x, labels).items():
-            if job not in args.jobs.split(','):
-                continue
+        for job, (compile_seconds, ours) in jobs(args.jobs.split(','), unet, params, x, labels).items():
             result, _ = ours(), theirs(job)
             pairs = []
             for _ in range(args.runs if job in SHORT else max(args.runs // 4, 3)):
@@ -171,7 +173,6 @@ def compare(name, args):
         peer.stdin.close()
         peer.wait()
     return found
-
 
 
 def main(argv=None):

@@ -48,6 +48,7 @@ def expose_cpu_devices(count: int, batch_size: int, cores: int | None = None) ->
     """
     import os
 
+    keep_freed_memory()
     cores = cores or usable_cores()
     if not count:
         count = next(n for n in range(cores, 0, -1) if batch_size % n == 0)
@@ -60,6 +61,27 @@ def expose_cpu_devices(count: int, batch_size: int, cores: int | None = None) ->
         jax.config.update('jax_num_cpu_devices', count)
     except RuntimeError:  # the backend already runs: whoever started it chose its devices
         pass
+
+
+def keep_freed_memory() -> None:
+    """Has glibc reuse large blocks, rather than return them to the system at once and fault fresh pages in again.
+
+    XLA on a CPU allocates its buffers anew for every call; page by page the system's zeroing costs 10-15 % of a
+    training step (docs/benchmarks.md). Blocks above 1 GiB, and what is free above 2 GiB, still go back. Without glibc
+    nothing happens, and limits that the user has set in the environment stand.
+    """
+    import ctypes
+    import os
+
+    if any(name in os.environ for name in ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_MAX_')):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:

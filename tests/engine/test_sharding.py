@@ -1,5 +1,10 @@
 """Meshes, rules and presets: what every device holds, and that the layout changes nothing but that."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -205,6 +210,28 @@ LAYOUTS = [({'data': 2}, ('.*=',)), ({'data': 4}, ('.*=',)), ({'data': 8}, ('.*=
            ({'fsdp': 2}, ('fsdp',)), ({'fsdp': 4}, ('fsdp',)), ({'fsdp': 8}, ('fsdp',)),
            ({'data': 4, 'fsdp': 2}, ('fsdp',)),
            ({'model': 2}, ('tensor',)), ({'data': 2, 'fsdp': 2, 'model': 2}, ('fsdp', 'tensor')), ({'data': 8}, 'pmap')]
+
+
+
+def test_freed_memory_is_used_again_without_new_pages():
+    """Pages faulted in by 50 buffers of 48 MiB, one after the other, in a process of their own."""
+    if platform.libc_ver()[0] != 'glibc':
+        return  # nothing is set elsewhere
+
+    def faults(prepare, **env):
+        code = (f'import resource, numpy as np\nfrom gen_jax.engine.sharding import keep_freed_memory\n{prepare}\n'
+                'np.ones(6 << 20)\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+                'for _ in range(50): np.ones(6 << 20)\n'
+                'print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)')
+        clean = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}
+        return int(subprocess.run([sys.executable, '-c', code], env=clean | env, capture_output=True, text=True,
+                                  check=True).stdout)
+
+    kept = faults('keep_freed_memory()')
+    assert kept < 1000
+    # What the user says in the environment stands.
+    limits = {'MALLOC_TRIM_THRESHOLD_': '131072', 'MALLOC_MMAP_THRESHOLD_': '131072'}
+    assert faults('keep_freed_memory()', **limits) > 10 * (kept + 100)
 
 
 @pytest.mark.slow

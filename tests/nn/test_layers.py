@@ -47,6 +47,25 @@ def test_attention_softmax_is_float32_in_bfloat16():
     chex.assert_trees_all_close(y.astype(jnp.float32), jnp.ones((1, 1, 1, 4)), atol=0.01)
 
 
+def test_attention_and_its_gradient_at_large_scores():
+    # Scores of several hundred, and a row that may look nowhere: the mean of v, and no NaN.
+    q, k, v = (jnp.asarray(a, jnp.float32) for a in (40 * RNG.randn(1, 5, 2, 4), 40 * RNG.randn(1, 5, 2, 4),
+                                                     RNG.randn(1, 5, 2, 4)))
+    mask = jnp.asarray(RNG.rand(1, 1, 5, 5) < 0.5).at[..., 0].set(True).at[0, 0, 2].set(False)
+
+    def loss(implementation):
+        def f(q, k, v):
+            y = dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+            return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), y
+        return jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(q, k, v)
+
+    (_, y), gradient = loss('matmul')
+    chex.assert_trees_all_close(y[0, 2], v[0].mean(0), atol=1e-6)
+    (_, expected), wanted = loss('xla')
+    chex.assert_trees_all_close(y, expected, atol=1e-5)
+    chex.assert_trees_all_close(gradient, wanted, atol=1e-4)
+
+
 @pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 2e-5), (jnp.bfloat16, 0.02)])
 def test_group_norm_far_from_zero(dtype, tolerance):
     # A mean of 64 against a spread of 1: moments in bfloat16, or E[x^2] - E[x]^2, would be far off.
