@@ -25,6 +25,16 @@ from gen_jax.models.adm_classifier import (
     adm_classifier_imagenet512,
     adm_classifier_tiny,
 )
+from gen_jax.models.autoencoder_kl import (
+    AutoencoderKL,
+    autoencoder_kl_shapes,
+    autoencoder_kl_tiny,
+    ldm_kl_f4,
+    ldm_kl_f8,
+    sd_vae,
+    sd_x4_upscaler_vae,
+    sdxl_vae,
+)
 from gen_jax.models.clip import CLIP, clip_shapes, clip_tiny, clip_vit_b32
 from gen_jax.models.dcgan import (
     DCGANDiscriminator,
@@ -44,6 +54,7 @@ from gen_jax.models.ncsnv2 import (
     ncsnv2_ffhq,
     ncsnv2_lsun,
 )
+from gen_jax.models.patch_discriminator import PatchDiscriminator, patch_discriminator_70, patch_discriminator_shapes
 from gen_jax.models.score_sde import (
     ddpm_score_sde_256,
     ddpm_score_sde_cifar10,
@@ -71,12 +82,14 @@ from gen_jax.models.vdm import (
 __all__ = [
     'ADMClassifier',
     'ADMUNet',
+    'AutoencoderKL',
     'CLIP',
     'DCGANDiscriminator',
     'DCGANGenerator',
     'MLPVAE',
     'NCSN',
     'NCSNv2',
+    'PatchDiscriminator',
     'SongUNet',
     'UNet2D',
     'VDM',
@@ -94,6 +107,8 @@ __all__ = [
     'adm_tiny',
     'adm_upsampler_128_512',
     'adm_upsampler_64_256',
+    'autoencoder_kl_shapes',
+    'autoencoder_kl_tiny',
     'clip_shapes',
     'clip_tiny',
     'clip_vit_b32',
@@ -116,6 +131,8 @@ __all__ = [
     'iddpm_imagenet64',
     'iddpm_lsun256',
     'iddpm_upsampler_64_256',
+    'ldm_kl_f4',
+    'ldm_kl_f8',
     'ncsn_cifar10',
     'ncsn_digits',
     'ncsn_mnist',
@@ -129,6 +146,11 @@ __all__ = [
     'ncsnv2_digits',
     'ncsnv2_ffhq',
     'ncsnv2_lsun',
+    'patch_discriminator_70',
+    'patch_discriminator_shapes',
+    'sd_vae',
+    'sd_x4_upscaler_vae',
+    'sdxl_vae',
     'songunet_digits',
     'unet_digits',
     'unet_tiny',

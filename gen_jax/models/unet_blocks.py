@@ -59,7 +59,9 @@ class DownBlock(nn.Module):
     remat: str = ''
 
     @nn.compact
-    def __call__(self, x: Array, temb: Array, *, deterministic: bool) -> tuple[Array, list[Array]]:
+    def __call__(
+        self, x: Array, temb: Array | None = None, *, deterministic: bool = True
+    ) -> tuple[Array, list[Array]]:
         """x [B, H, W, C] -> (x [B, H', W', features], the skip connections in the order made)."""
         skips = []
         for i in range(self.layers):
@@ -94,7 +96,7 @@ class MidBlock(nn.Module):
     remat: str = ''
 
     @nn.compact
-    def __call__(self, x: Array, temb: Array, *, deterministic: bool) -> Array:
+    def __call__(self, x: Array, temb: Array | None = None, *, deterministic: bool = True) -> Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         resnet = dict(self.resnet, features=x.shape[-1], output_scale_factor=self.scale_factor)
         blocks = [recomputed(ResnetBlock2D(**resnet, name=f'resnets.{i}'), self.remat) for i in range(2)]
@@ -108,6 +110,8 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """`layers` residual blocks, each fed one skip connection (the latest first), then a doubling of the resolution.
 
+    A decoder without skip connections gives None for them.
+
     Attributes: as those of `DownBlock`, with `layers` one more than there.
     """
 
@@ -120,11 +124,14 @@ class UpBlock(nn.Module):
     remat: str = ''
 
     @nn.compact
-    def __call__(self, x: Array, skips: list[Array], temb: Array, *, deterministic: bool) -> Array:
+    def __call__(
+        self, x: Array, skips: list[Array] | None = None, temb: Array | None = None, *, deterministic: bool = True
+    ) -> Array:
         """x [B, H, W, C] and `layers` skip connections [B, H, W, any] -> [B, H', W', features]."""
-        for i, skip in enumerate(reversed(skips)):
+        for i in range(self.layers):
             block = recomputed(ResnetBlock2D(self.features, **self.resnet, name=f'resnets.{i}'), self.remat)
-            x = block(jnp.concatenate([x, skip], -1), temb, deterministic=deterministic)
+            x = x if skips is None else jnp.concatenate([x, skips[-1 - i]], -1)
+            x = block(x, temb, deterministic=deterministic)
             if self.attention:
                 x = recomputed(Attention(**self.attn, name=f'attentions.{i}'), self.remat)(x)
         if self.resample == 'resnet':

@@ -72,18 +72,30 @@ SIZES = {
     'NCSNv2/celeba': ('ncsnv2_celeba', {}, (64, 64, 3), {}, 29_694_083),
     'NCSNv2/bedroom NCSNv2Deeper': ('ncsnv2_lsun', {}, (128, 128, 3), {}, 83_445_379),
     'NCSNv2/ffhq NCSNv2Deepest': ('ncsnv2_ffhq', {}, (256, 256, 3), {}, 94_132_611),
+    # Conditions None: a network of an image alone.
+    'SD/vae kl-f8': ('sd_vae', {}, (512, 512, 3), None, 83_653_863),
+    'SDXL/vae': ('sdxl_vae', {}, (1024, 1024, 3), None, 83_653_863),
+    'SD-x4-upscaler/vae f4': ('sd_x4_upscaler_vae', {}, (256, 256, 3), None, 55_325_927),
+    'LDM/kl-f4': ('ldm_kl_f4', {}, (256, 256, 3), None, 55_312_063),
+    'LDM/kl-f8': ('ldm_kl_f8', {}, (256, 256, 3), None, 83_653_863),
+    'VQGAN/PatchGAN D n_layers 3': ('patch_discriminator_70', {}, (256, 256, 3), None, 2_765_633),
+    'VQGAN/PatchGAN D n_layers 2': ('patch_discriminator_70', {'layers': 2}, (256, 256, 3), None, 663_361),
+    'AudioLDM/vae': (
+        'ldm_kl_f4', {'in_channels': 1, 'out_channels': 1, 'latent_channels': 8}, (256, 64, 1), None, 55_376_873),
 }
 
 
 @functools.cache
 def count(factory, overrides, image_shape, conditions):
     network = getattr(models, factory)(**dict(overrides))
-    cond = {k: jnp.zeros((1, *s), int if k == 'class_labels' else jnp.float32) for k, s in conditions}
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.ones(1), **cond))
-    return trees.count(shapes)
+    cond = {k: jnp.zeros((1, *s), int if k == 'class_labels' else jnp.float32) for k, s in conditions or ()}
+    time = () if conditions is None else (jnp.ones(1),)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), *time, **cond))
+    return trees.count(shapes['params'])
 
 
 @pytest.mark.parametrize('variant', SIZES)
 def test_size(variant):
     factory, overrides, image_shape, conditions, expected = SIZES[variant]
-    assert count(factory, tuple(overrides.items()), image_shape, tuple(conditions.items())) == expected
+    conditions = conditions if conditions is None else tuple(conditions.items())
+    assert count(factory, tuple(overrides.items()), image_shape, conditions) == expected
