@@ -67,7 +67,22 @@ from gen_jax.models.score_sde import (
     ncsnpp_ffhq_1024,
 )
 from gen_jax.models.song_unet import SongUNet
+from gen_jax.models.stable_diffusion import (
+    ldm_imagenet_unet,
+    ldm_text2im_unet,
+    sd2_depth_unet,
+    sd2_inpaint_unet,
+    sd15_inpaint_unet,
+    sd15_unet,
+    sd21_unclip_unet,
+    sd21_unet,
+    sd_x4_upscaler_unet,
+    sdxl_refiner_unet,
+    sdxl_unet,
+    unet_condition_tiny,
+)
 from gen_jax.models.unet import UNet2D, ddpm_celebahq_256, ddpm_cifar10, unet_digits, unet_tiny
+from gen_jax.models.unet_condition import UNet2DCondition
 from gen_jax.models.vae import MLPVAE, vae_digits, vae_tiny
 from gen_jax.models.vdm import (
     VDM,
@@ -92,6 +107,7 @@ __all__ = [
     'PatchDiscriminator',
     'SongUNet',
     'UNet2D',
+    'UNet2DCondition',
     'VDM',
     'adm_classifier_digits',
     'adm_classifier_imagenet128',
@@ -133,6 +149,18 @@ __all__ = [
     'iddpm_upsampler_64_256',
     'ldm_kl_f4',
     'ldm_kl_f8',
+    'ldm_imagenet_unet',
+    'ldm_text2im_unet',
+    'sd15_inpaint_unet',
+    'sd15_unet',
+    'sd21_unclip_unet',
+    'sd21_unet',
+    'sd2_depth_unet',
+    'sd2_inpaint_unet',
+    'sd_x4_upscaler_unet',
+    'sdxl_refiner_unet',
+    'sdxl_unet',
+    'unet_condition_tiny',
     'ncsn_cifar10',
     'ncsn_digits',
     'ncsn_mnist',

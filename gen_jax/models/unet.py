@@ -1,14 +1,21 @@
 """The DDPM UNet and its class-conditional variants, under the published checkpoint names."""
 
-import math
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.models.unet_blocks import DOWN_BLOCKS, UP_BLOCKS, DownBlock, MidBlock, UpBlock
-from gen_jax.nn.activations import activation
+from gen_jax.models.unet_blocks import (
+    DOWN_BLOCKS,
+    UP_BLOCKS,
+    DownBlock,
+    MidBlock,
+    UpBlock,
+    embed_classes,
+    run_blocks,
+)
+from gen_jax.models.unet_checks import check_choices, check_image, check_labels, check_resolutions
 from gen_jax.nn.attention import IMPLEMENTATIONS
 from gen_jax.nn.embeddings import GaussianFourierProjection, TimestepEmbedding, timestep_embedding
 from gen_jax.nn.norms import GroupNorm
@@ -114,6 +121,11 @@ class UNet2D(nn.Module):
         return 2 ** (len(self.block_out_channels) - 1)
 
     @property
+    def embed_dim(self) -> int:
+        """Width of the embeddings of time and class."""
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    @property
     def class_conditional(self) -> bool:
         """Whether class_labels must be given."""
         return self.class_embed_type is not None or self.num_class_embeds is not None
@@ -136,29 +148,17 @@ class UNet2D(nn.Module):
             ValueError: H or W not divisible by the down-sampling factor; wrong channels or rank; class_labels missing
                 or not expected.
         """
-        check_inputs(self, x, t, class_labels)
+        check_image(self, x, t)
+        check_labels(self, x.shape[0], class_labels)
         t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
         x = x.astype(self.dtype or jnp.float32)
         if self.center_input_sample:
             x = 2 * x - 1
 
-        embed_dim = self.time_embedding_dim or 4 * self.block_out_channels[0]
         time_proj = self._time_proj()
-        temb = TimestepEmbedding(embed_dim, dtype=self.dtype, name='time_embedding')(time_proj(t))
-        if self.class_embed_type == 'timestep':
-            class_embedding = TimestepEmbedding(embed_dim, dtype=self.dtype, name='class_embedding')
-            temb = temb + class_embedding(time_proj(class_labels))
-        elif self.class_embed_type == 'identity':
-            temb = temb + class_labels.astype(temb.dtype)
-        elif self.num_class_embeds is not None:
-            table = nn.Embed(
-                self.num_class_embeds,
-                embed_dim,
-                dtype=self.dtype,
-                embedding_init=nn.initializers.normal(1.0),
-                name='class_embedding',
-            )
-            temb = temb + table(class_labels)
+        temb = TimestepEmbedding(self.embed_dim, dtype=self.dtype, name='time_embedding')(time_proj(t))
+        if class_labels is not None:
+            temb = temb + embed_classes(self, class_labels, time_proj)
 
         resnet = dict(
             num_groups=self.norm_num_groups,
@@ -180,10 +180,10 @@ class UNet2D(nn.Module):
 
         widths, last = self.block_out_channels, len(self.block_out_channels) - 1
         x = nn.Conv(widths[0], (3, 3), padding=1, kernel_init=conv_init, dtype=self.dtype, name='conv_in')(x)
-        skips = [x]
+        down, mid, up = [], None, []
         for i, width in enumerate(widths):
             kind = DOWN_BLOCKS[self.down_block_types[i]]
-            x, new = DownBlock(
+            down.append(DownBlock(
                 width,
                 self.layers_per_block,
                 kind.attention,
@@ -193,30 +193,25 @@ class UNet2D(nn.Module):
                 attn(width, self.norm_num_groups),
                 self.remat,
                 name=f'down_blocks.{i}',
-            )(x, temb, deterministic=deterministic)
-            skips += new
-
+            ))
         if self.mid_block_type is not None:
             groups = self.norm_num_groups if self.resnet_time_scale_shift == 'default' else None
             mid_attn = attn(widths[-1], self.attn_norm_num_groups or groups)
             scale = self.mid_block_scale_factor
             mid = MidBlock(self.add_attention, scale, resnet, mid_attn, self.remat, name='mid_block')
-            x = mid(x, temb, deterministic=deterministic)
-
-        layers = self.layers_per_block + 1
         for i, width in enumerate(reversed(widths)):
             kind = UP_BLOCKS[self.up_block_types[i]]
-            x = UpBlock(
+            up.append(UpBlock(
                 width,
-                layers,
+                self.layers_per_block + 1,
                 kind.attention,
                 None if i == last else kind.resample or self.upsample_type,
                 resnet,
                 attn(width, self.norm_num_groups),
                 self.remat,
                 name=f'up_blocks.{i}',
-            )(x, skips[-layers:], temb, deterministic=deterministic)
-            skips = skips[:-layers]
+            ))
+        x = run_blocks(x, temb, down, mid, up, deterministic=deterministic)
 
         x = jax.nn.silu(GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name='conv_norm_out')(x))
         zeros = nn.initializers.zeros
@@ -239,11 +234,7 @@ class UNet2D(nn.Module):
 
 def check_config(unet: UNet2D) -> None:
     """Raises ValueError for settings of a UNet2D that contradict each other."""
-    lengths = {k: len(getattr(unet, k)) for k in ('block_out_channels', 'down_block_types', 'up_block_types')}
-    if len(set(lengths.values())) > 1 or not unet.block_out_channels:
-        listed = ', '.join(f'{k} has {n}' for k, n in lengths.items())
-        raise ValueError(f'{listed}; give each one entry per resolution')
-    for field, choices in {
+    check_choices(unet, {
         'down_block_types': DOWN_BLOCKS,
         'up_block_types': UP_BLOCKS,
         'mid_block_type': ('UNetMidBlock2D', None),
@@ -253,51 +244,10 @@ def check_config(unet: UNet2D) -> None:
         'resnet_time_scale_shift': ('default', 'scale_shift'),
         'class_embed_type': (None, 'timestep', 'identity'),
         'attention_implementation': IMPLEMENTATIONS,
-    }.items():
-        value = getattr(unet, field)
-        for name in value if field.endswith('_types') else (value,):
-            if name not in choices:
-                raise ValueError(f'unknown {name!r} in {field}; choose from {", ".join(map(str, choices))}')
-    activation(unet.act_fn)
-    common, groups = math.gcd(*unet.block_out_channels), unet.norm_num_groups
-    if groups < 1 or common % groups:
-        raise ValueError(
-            f'norm_num_groups={groups} does not divide every number of channels in block_out_channels='
-            f'{tuple(unet.block_out_channels)}; choose one of '
-            f'{", ".join(str(d) for d in range(1, common + 1) if common % d == 0)}'
-        )
+    })
+    check_resolutions(unet)
     if unet.time_embedding_type == 'learned' and unet.num_train_timesteps is None:
         raise ValueError("time_embedding_type='learned' needs num_train_timesteps, the number of rows of its table")
-
-
-def check_inputs(unet: UNet2D, x: Array, t: Array, class_labels: Array | None) -> None:
-    """Raises ValueError for inputs that a UNet2D cannot take."""
-    if x.ndim != 4 or x.shape[-1] != unet.in_channels:
-        raise ValueError(f'x is {x.shape}; this UNet takes [B, H, W, {unet.in_channels}] (in_channels, last)')
-    if jnp.shape(t) not in ((), (1,), x.shape[:1]):
-        raise ValueError(f't is {jnp.shape(t)}; give one number, or one per image: ({x.shape[0]},)')
-    factor = unet.downsampling_factor
-    for side, name in zip(x.shape[1:3], ('height', 'width'), strict=True):
-        if side % factor or not side:
-            below, above = side // factor * factor, -(-max(side, 1) // factor) * factor
-            nearest = f'{below} or {above}' if below else f'{above}'
-            raise ValueError(
-                f'image {name} {side} is not divisible by the down-sampling factor {factor} '
-                f'({len(unet.block_out_channels)} resolutions); the nearest valid size is {nearest}: '
-                'resize or pad the images, or use fewer resolutions'
-            )
-    if unet.class_conditional and class_labels is None:
-        raise ValueError(
-            f'class_labels is missing: this UNet is class-conditional (num_class_embeds={unet.num_class_embeds}, '
-            f'class_embed_type={unet.class_embed_type!r}); give one label per image, or build it without classes'
-        )
-    if not unet.class_conditional and class_labels is not None:
-        raise ValueError('class_labels is given, but this UNet has no classes; set num_class_embeds, or leave it out')
-    if class_labels is not None:
-        embed_dim = unet.time_embedding_dim or 4 * unet.block_out_channels[0]
-        expected = (x.shape[0], embed_dim) if unet.class_embed_type == 'identity' else (x.shape[0],)
-        if jnp.shape(class_labels) != expected:
-            raise ValueError(f'class_labels is {jnp.shape(class_labels)}; give {expected}')
 
 
 def ddpm_cifar10(**overrides) -> UNet2D:

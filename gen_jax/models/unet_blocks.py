@@ -1,17 +1,20 @@
-"""The down, mid and up blocks of `UNet2D`. One module spans the published kinds; a table says how they differ."""
+"""The down, mid and up blocks of the UNets. One module spans the published kinds; a table says how they differ."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from gen_jax.nn.attention import Attention
+from gen_jax.nn.embeddings import TimestepEmbedding
 from gen_jax.nn.remat import recomputed
 from gen_jax.nn.resampling import Downsample2D, Upsample2D
 from gen_jax.nn.resnet import ResnetBlock2D
+from gen_jax.nn.transformer_2d import Transformer2D
 from gen_jax.types import Array
 
-__all__ = ['DOWN_BLOCKS', 'UP_BLOCKS', 'BlockKind', 'DownBlock', 'MidBlock', 'UpBlock']
+__all__ = ['DOWN_BLOCKS', 'UP_BLOCKS', 'BlockKind', 'DownBlock', 'MidBlock', 'UpBlock', 'embed_classes', 'run_blocks']
 
 
 class BlockKind(NamedTuple):
@@ -47,6 +50,7 @@ class DownBlock(nn.Module):
         resnet: keyword arguments of `ResnetBlock2D`.
         attn: keyword arguments of `Attention`.
         remat: see `gen_jax.nn.remat`.
+        transformer: keyword arguments of `Transformer2D`, which then takes the place of `Attention`.
     """
 
     features: int
@@ -57,18 +61,22 @@ class DownBlock(nn.Module):
     resnet: Any
     attn: Any
     remat: str = ''
+    transformer: Any = None
 
     @nn.compact
     def __call__(
-        self, x: Array, temb: Array | None = None, *, deterministic: bool = True
+        self, x: Array, temb: Array | None = None, *context: Array | None, deterministic: bool = True
     ) -> tuple[Array, list[Array]]:
-        """x [B, H, W, C] -> (x [B, H', W', features], the skip connections in the order made)."""
+        """x [B, H, W, C] -> (x [B, H', W', features], the skip connections in the order made).
+
+        `context` is what a `Transformer2D` takes besides x; there is none otherwise.
+        """
         skips = []
         for i in range(self.layers):
             block = recomputed(ResnetBlock2D(self.features, **self.resnet, name=f'resnets.{i}'), self.remat)
             x = block(x, temb, deterministic=deterministic)
             if self.attention:
-                x = recomputed(Attention(**self.attn, name=f'attentions.{i}'), self.remat)(x)
+                x = attention_of(self, i)(x, *context)
             skips.append(x)
         if self.resample == 'resnet':
             block = ResnetBlock2D(self.features, **self.resnet, resample='down', name='downsamplers.0')
@@ -83,10 +91,11 @@ class MidBlock(nn.Module):
 
     Attributes:
         attention: whether there is one.
-        scale_factor: the three outputs are divided by it.
+        scale_factor: the outputs are divided by it, but for that of a `Transformer2D`.
         resnet: keyword arguments of `ResnetBlock2D`.
         attn: keyword arguments of `Attention`.
         remat: see `gen_jax.nn.remat`.
+        transformer: keyword arguments of `Transformer2D`, which then takes the place of `Attention`.
     """
 
     attention: bool
@@ -94,16 +103,18 @@ class MidBlock(nn.Module):
     resnet: Any
     attn: Any
     remat: str = ''
+    transformer: Any = None
 
     @nn.compact
-    def __call__(self, x: Array, temb: Array | None = None, *, deterministic: bool = True) -> Array:
+    def __call__(
+        self, x: Array, temb: Array | None = None, *context: Array | None, deterministic: bool = True
+    ) -> Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         resnet = dict(self.resnet, features=x.shape[-1], output_scale_factor=self.scale_factor)
         blocks = [recomputed(ResnetBlock2D(**resnet, name=f'resnets.{i}'), self.remat) for i in range(2)]
         x = blocks[0](x, temb, deterministic=deterministic)
         if self.attention:
-            attention = Attention(**self.attn, rescale_output_factor=self.scale_factor, name='attentions.0')
-            x = recomputed(attention, self.remat)(x)
+            x = attention_of(self, 0, rescale_output_factor=self.scale_factor)(x, *context)
         return blocks[1](x, temb, deterministic=deterministic)
 
 
@@ -122,10 +133,16 @@ class UpBlock(nn.Module):
     resnet: Any
     attn: Any
     remat: str = ''
+    transformer: Any = None
 
     @nn.compact
     def __call__(
-        self, x: Array, skips: list[Array] | None = None, temb: Array | None = None, *, deterministic: bool = True
+        self,
+        x: Array,
+        skips: list[Array] | None = None,
+        temb: Array | None = None,
+        *context: Array | None,
+        deterministic: bool = True,
     ) -> Array:
         """x [B, H, W, C] and `layers` skip connections [B, H, W, any] -> [B, H', W', features]."""
         for i in range(self.layers):
@@ -133,10 +150,61 @@ class UpBlock(nn.Module):
             x = x if skips is None else jnp.concatenate([x, skips[-1 - i]], -1)
             x = block(x, temb, deterministic=deterministic)
             if self.attention:
-                x = recomputed(Attention(**self.attn, name=f'attentions.{i}'), self.remat)(x)
+                x = attention_of(self, i)(x, *context)
         if self.resample == 'resnet':
             block = ResnetBlock2D(self.features, **self.resnet, resample='up', name='upsamplers.0')
             x = recomputed(block, self.remat)(x, temb, deterministic=deterministic)
         elif self.resample == 'conv':
             x = Upsample2D(self.resnet['dtype'], name='upsamplers.0')(x)
         return x
+
+
+def attention_of(block: nn.Module, i: int, **options) -> Callable[..., Array]:
+    """A block's i-th attention; `options` are for an `Attention` only. A `Transformer2D` recomputes layer by layer."""
+    name = f'attentions.{i}'
+    if block.transformer is not None:
+        return Transformer2D(**block.transformer, remat=block.remat, name=name)
+    return recomputed(Attention(**block.attn, **options, name=name), block.remat)
+
+
+def run_blocks(
+    x: Array,
+    temb: Array,
+    down: Sequence[DownBlock],
+    mid: MidBlock | None,
+    up: Sequence[UpBlock],
+    *context: Array | None,
+    deterministic: bool,
+) -> Array:
+    """Down, through the middle, and up again with the skip connections; x [B, H, W, C] is the first of them."""
+    skips = [x]
+    for block in down:
+        x, new = block(x, temb, *context, deterministic=deterministic)
+        skips += new
+    if mid is not None:
+        x = mid(x, temb, *context, deterministic=deterministic)
+    for block in up:
+        x = block(x, skips[-block.layers:], temb, *context, deterministic=deterministic)
+        skips = skips[:-block.layers]
+    return x
+
+
+def embed_classes(
+    unet: Any, class_labels: Array, time_proj: Callable[[Array], Array], act_fn: str = 'silu'
+) -> Array:
+    """What a UNet, whose `__call__` this is a part of, adds to the embedding of the time: [B, embed_dim].
+
+    Its class_embed_type is None (labels are rows of a table of num_class_embeds), 'timestep' (numbers, embedded as
+    times are by `time_proj`), 'projection' (vectors that go through a perceptron) or 'identity' (the embedding).
+    `act_fn` is the activation of the perceptron of 'timestep'.
+    """
+    width, kind = unet.embed_dim, unet.class_embed_type
+    if kind == 'identity':
+        return class_labels.astype(unet.dtype or jnp.float32)
+    if kind in ('timestep', 'projection'):
+        x = time_proj(class_labels) if kind == 'timestep' else class_labels.astype(unet.dtype or jnp.float32)
+        act_fn = act_fn if kind == 'timestep' else 'silu'
+        return TimestepEmbedding(width, act_fn, unet.dtype, name='class_embedding')(x)
+    normal = nn.initializers.normal(1.0)
+    table = nn.Embed(unet.num_class_embeds, width, unet.dtype, embedding_init=normal, name='class_embedding')
+    return table(class_labels)

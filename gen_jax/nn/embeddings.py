@@ -35,15 +35,21 @@ def timestep_embedding(
 
 
 class TimestepEmbedding(nn.Module):
-    """The two-layer perceptron behind every time embedding: [B, any] -> [B, dim]."""
+    """The two-layer perceptron behind every time embedding: [B, any] -> [B, dim].
+
+    A condition [B, any], if there is one, is projected by `cond_proj` (no bias) and added to the input first.
+    """
 
     dim: int
     act_fn: str = 'silu'
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [B, any] -> [B, dim]."""
+    def __call__(self, x: Array, condition: Array | None = None) -> Array:
+        """x [B, any], condition [B, any] or None -> [B, dim]."""
+        if condition is not None:
+            project = nn.Dense(x.shape[-1], use_bias=False, kernel_init=dense_init, dtype=self.dtype, name='cond_proj')
+            x = x + project(condition)
         h = nn.Dense(self.dim, kernel_init=dense_init, dtype=self.dtype, name='linear_1')(x)
         return nn.Dense(self.dim, kernel_init=dense_init, dtype=self.dtype, name='linear_2')(activation(self.act_fn)(h))
 
