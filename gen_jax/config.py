@@ -346,12 +346,15 @@ FREE_FORM = ('system', 'data.options', 'optim.per', 'train.ema', 'sample.setting
 
 
 def complete(saved: Mapping) -> ConfigDict:
-    """A saved config with the defaults of settings that did not exist when it was saved."""
+    """A saved config with the defaults of settings that did not exist when it was saved; ConfigError if it is none."""
     config = base_config()
     for key in FREE_FORM:  # as they were saved, nothing of the defaults mixed in
         parent, _, leaf = key.rpartition('.')
         (config[parent] if parent else config)[leaf] = ConfigDict()
-    with config.unlocked(), config.ignore_type():
-        config.update(saved)
+    try:
+        with config.unlocked(), config.ignore_type():
+            config.update(saved)
+    except (AttributeError, TypeError) as e:
+        raise ConfigError(f'a saved config is none of gen_jax ({e}): delete config.json, checkpoints hold it') from None
     config.lock()
     return config

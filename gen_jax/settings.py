@@ -41,8 +41,12 @@ def to_json(config: Mapping) -> str:
     return json.dumps(plain(config), indent=1, sort_keys=True)
 
 
-def from_json(text: str) -> ConfigDict:
-    """A config read back from `to_json`: lists as tuples, null as an optional value."""
+def from_json(text: str | bytes) -> ConfigDict:
+    """A config read back from `to_json`: lists as tuples, null as an optional value.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
 
     def restore(value):
         if isinstance(value, dict):
@@ -50,7 +54,9 @@ def from_json(text: str) -> ConfigDict:
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
     try:
-        return ConfigDict(restore(json.loads(text)))
+        if not isinstance(saved := json.loads(text), dict):
+            raise ValueError('it holds no settings')
+        return ConfigDict(restore(saved))
     except ValueError as e:
         raise ConfigError(f'a saved config cannot be read ({e}); if its checkpoints are intact, delete config.json: '
                           'the newest checkpoint holds a copy') from None

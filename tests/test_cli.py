@@ -128,6 +128,7 @@ BAD = {
     'no predict': (['--config', 'digits:debug', '--config.evaluate.guided.predict=nope'], "no predict 'nope'"),
     'retention': (['--config', 'digits:debug', '--config.checkpoint.keep_last=0'], 'at least 1'),
     'watchdog': (['--config', 'digits:debug', '--config.train.hang_seconds=-2'], 'hang_seconds -2.0: must be positive'),
+    'wall time': (['--config', 'digits:debug', '--config.train.max_seconds=-1'], 'train.max_seconds -1.0: must be pos'),
     'failed saves': (['--config', 'digits:debug', '--config.checkpoint.on_error=stop'], 'choose from raise, continue'),
     'skips': (['--config', 'digits:debug', '--config.train.max_skips=0'], 'max_skips 0: at least 1'),
     'accepted': (['--config', 'digits:debug', '--config.train.accept=all'], 'choose from config, data, code'),

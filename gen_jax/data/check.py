@@ -43,7 +43,7 @@ def open_leniently(name: str, split: str, options: Mapping[str, Any]):
     Raises:
         ValueError: as `gen_jax.data.sources.open_source`, for what leaves nothing to check.
     """
-    if not name.partition(':')[1] and name not in ('digits', 'shapes'):
+    if name not in ('digits', 'shapes') and name.partition(':')[0] not in ('folder', 'tfds'):
         if not Path(name).expanduser().is_dir():
             raise ValueError(f"{name!r} is neither a folder nor a data source; the choices are a path, 'digits', "
                              f"'shapes', 'folder:PATH' and 'tfds:NAME'")
@@ -65,8 +65,11 @@ def _header(source, index: int, image) -> str:
         return {1: 'grey', 3: 'RGB'}.get(image.shape[-1], f'{image.shape[-1]} channels')
     from gen_jax.data.decode import open_picture
     with open_picture(source.bytes_of(index), image.shape[0] * image.shape[1]) as picture:
-        frames = getattr(picture, 'n_frames', 1)
-        return f'{picture.format} {picture.mode}' + (' (first of several frames)' if frames > 1 else '')
+        try:
+            several = getattr(picture, 'n_frames', 1) > 1
+        except Exception:  # what comes behind the first frame is damaged, and never read
+            several = True
+        return f'{picture.format} {picture.mode}' + (' (first of several frames)' if several else '')
 
 
 def _look(source, index: int) -> Seen:

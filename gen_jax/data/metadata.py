@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gen_jax.data.listing import examine
+
 __all__ = ['METADATA', 'Row', 'label_column', 'read_metadata', 'to_numpy']
 
 METADATA = 'metadata.jsonl'
@@ -113,6 +115,9 @@ def read_metadata(root: Path, files: Sequence[str], images: Sequence[str]
     present, pictures, rows, columns, problems = set(files), set(images), {}, _Columns(), []
     named = set()
     for book in books:
+        if what := examine(root / book, 2**63).problem:  # a pipe would be read for ever
+            problems.append(f'{root / book}: {what}; put a file of JSON lines there, or remove it')
+            continue
         base = PurePosixPath(book).parent
         for number, line in _lines(root / book):
             try:

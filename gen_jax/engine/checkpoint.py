@@ -364,7 +364,7 @@ def read_leaves(path) -> dict[str, np.ndarray]:
     path, step = Path(path), None
     if path.name.isdigit() and not (path / 'checkpoints').is_dir():
         path, step = path.parent, int(path.name)
-    workdir = path.parent if path.name == 'checkpoints' else path
+    workdir = path.parent if path.name == 'checkpoints' and not (path / 'checkpoints').is_dir() else path
     store = Checkpoints(workdir, read_only=True)
     try:
         (leaves, _), _ = store._first_good(store._read, step)

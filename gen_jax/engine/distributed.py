@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -84,9 +85,10 @@ def find_address(coordinator: str | None = None, process_id: int | None = None, 
     if missing:
         raise ValueError(f'{" and ".join(given) or source} without {" and ".join(missing)}: give all three, or none to '
                          'take them from SLURM, MPI or a TPU pod')
-    host, _, port = coordinator.rpartition(':')
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f'--coordinator {coordinator!r}: expected HOST:PORT, for instance 10.0.0.1:8476')
+    found = re.fullmatch(r'(?:[\w.-]+|\[[\w:.%]+\]):([0-9]{1,5})', coordinator)  # IPv6 in brackets
+    if not found or not 0 < int(found.group(1)) < 65536:
+        raise ValueError(f'--coordinator {coordinator!r}: expected HOST:PORT, for instance 10.0.0.1:8476 or '
+                         '[fd00::1]:8476')
     if process_count < 1 or not 0 <= process_id < process_count:
         raise ValueError(f'--process-id {process_id} --process-count {process_count} (from {source}): ids go from 0 to '
                          'the count minus 1')
@@ -111,7 +113,8 @@ def meet(address: Address, timeout: float) -> None:
         _report_in(host, int(port), address, end, timeout)
         return
     try:
-        server = socket.create_server(('', int(port)), backlog=128)
+        server = socket.create_server(('', int(port)), family=socket.AF_INET6 if ':' in host else socket.AF_INET,
+                                      backlog=128)
     except OSError as e:
         raise JoinError(f'process 0 cannot open port {port} ({e.strerror}): is another run using it? Choose another '
                         'port in --coordinator') from None

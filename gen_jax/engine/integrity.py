@@ -84,7 +84,11 @@ def verify(folder, hashes: bool = True) -> bool:
             raise bad(name, 'missing')
         if name not in files:
             raise bad(name, 'unexpected, it is not in the manifest')
-        if (size := (folder / name).stat().st_size) != files[name][0]:
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as e:  # a link to nothing, a loop of links
+            raise bad(name, f'cannot be read ({e})') from e
+        if size != files[name][0]:
             raise bad(name, f'size {size:,} bytes, {files[name][0]:,} were written')
     if hashes:
         with ThreadPoolExecutor() as pool:

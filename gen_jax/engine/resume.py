@@ -21,6 +21,9 @@ __all__ = ['CODE', 'WorkdirError', 'check_code', 'check_data', 'check_workdir', 
 KINDS = ('config', 'data', 'code')
 CODE = ('python', 'gen_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 """The versions that a resumed run shares with its checkpoint (of Python the minor one)."""
+SETTINGS = ('jax_default_prng_impl', 'jax_threefry_partitionable', 'jax_random_seed_offset', 'jax_enable_x64',
+            'jax_default_matmul_precision')
+"""What the environment may tell JAX (JAX_ENABLE_X64 ...) that makes other noise or rounds otherwise; shared, too."""
 
 
 class WorkdirError(RuntimeError):
@@ -64,7 +67,7 @@ def check_workdir(workdir, config) -> None:
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise WorkdirError(f'--workdir {workdir} is a file: name a folder, or a path that does not exist yet')
     if path.exists():
-        saved = config_lib.from_json(path.read_text())
+        saved = config_lib.from_json(path.read_bytes())
     elif (Path(workdir) / 'checkpoints').is_dir():
         store = Checkpoints(workdir, read_only=True)
         saved = store.meta()['config'] if store.steps() else config
@@ -102,17 +105,19 @@ def check_code(saved: Mapping[str, str], now: Mapping[str, str], accept: Sequenc
     """Compares two `versions`. Returns (what differs and was accepted, what differs and only deserves a line).
 
     Raises:
-        WorkdirError: versions in `CODE` differ, and `accept` does not name 'code'.
+        WorkdirError: versions in `CODE`, or `SETTINGS`, differ, and `accept` does not name 'code'.
     """
     def of(versions, key):
         return '.'.join(versions[key].split('.')[:2]) if key == 'python' else versions[key]
 
-    changed = {k: (of(saved, k), of(now, k)) for k in CODE if k in saved and k in now and of(saved, k) != of(now, k)}
+    changed = {k: (of(saved, k), of(now, k)) for k in CODE + SETTINGS
+               if k in saved and k in now and of(saved, k) != of(now, k)}
     if changed and 'code' not in accept:
         raise WorkdirError('the code changed since the checkpoint was written:\n'
                            + '\n'.join(f'  {line}' for line in _lines(changed))
-                           + '\nThe run would not be the one that it began as. Install the old versions, start a new '
-                           'workdir with train.init_from, or accept the difference with --config.train.accept=code')
+                           + '\nThe run would not be the one that it began as. Install the old versions (jax_...: set '
+                           'JAX_... in the environment as it was), start a new workdir with train.init_from, or accept '
+                           'the difference with --config.train.accept=code')
     revisions = [f'{k}: {saved[k]} there, {now[k]} now' for k in ('git', 'backend', 'devices')
                  if k in saved and k in now and saved[k] != now[k] and 'unknown' not in (saved[k], now[k])]
     return [f'code: {line}' for line in _lines(changed)], revisions
@@ -123,7 +128,8 @@ def versions() -> dict[str, str]:
     """Versions, platform and git revision, for the record."""
     from importlib import metadata
     out = {'python': platform.python_version(), 'platform': platform.platform(), 'backend': jax.default_backend(),
-           'devices': ', '.join(sorted({d.device_kind for d in jax.devices()})) + f' x{jax.device_count()}'}
+           'devices': ', '.join(sorted({d.device_kind for d in jax.devices()})) + f' x{jax.device_count()}',
+           **{name: str(getattr(jax.config, name, None)) for name in SETTINGS}}
     for name in CODE[1:]:
         try:
             out[name] = metadata.version(name)

@@ -36,7 +36,10 @@ def read_meta(folder) -> dict:
     Raises:
         OSError, ValueError: it cannot be read.
     """
-    return json.loads((Path(folder) / 'meta' / 'metadata').read_text())
+    meta = json.loads((Path(folder) / 'meta' / 'metadata').read_text())
+    if not isinstance(meta, dict) or not isinstance(meta.get('metrics', {}), dict):
+        raise ValueError('it is not what gen_jax saves beside a state')
+    return meta
 
 
 def find_steps(path) -> list[Path]:
@@ -46,16 +49,21 @@ def find_steps(path) -> list[Path]:
         CheckpointError: there is none.
     """
     path = Path(path)
-    if path.name.isdigit() and path.is_dir() and not (path / 'checkpoints').is_dir():
+    path = path if path.name not in ('', '..') else path.resolve()  # '.' has a name, too
+    if _is_step(path) and not (path / 'checkpoints').is_dir():
         return [path]
-    folder = path if path.name == 'checkpoints' else path / 'checkpoints'
-    steps = [p for p in folder.iterdir() if p.name.isdigit() and p.is_dir()] if folder.is_dir() else []
+    folder = path if path.name == 'checkpoints' and not (path / 'checkpoints').is_dir() else path / 'checkpoints'
+    steps = [p for p in folder.iterdir() if _is_step(p)] if folder.is_dir() else []
     if not steps:
         what = ('there is no such folder' if not path.exists() else 'it is a file' if path.is_file() else
                 f'{folder} holds no step' if folder.is_dir() else 'it has no folder "checkpoints"')
         raise CheckpointError(f'{path} holds no checkpoint: {what}; name a run folder, its checkpoints folder, or a '
                               'step in that')
     return sorted(steps, key=lambda p: int(p.name))
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdecimal() and path.name.isascii() and path.is_dir()
 
 
 def describe(folder) -> Step:
@@ -70,7 +78,9 @@ def describe(folder) -> Step:
     except (OSError, ValueError):
         meta = {}
     metrics = {k: v for k, v in meta.get('metrics', {}).items() if isinstance(v, (int, float))}
-    return Step(int(folder.name), _bytes(folder), meta.get('saved'), metrics, state)
+    saved = meta.get('saved')
+    saved = saved if isinstance(saved, (int, float)) and 0 <= saved < 2**37 else None  # what a calendar can show
+    return Step(int(folder.name), _bytes(folder), saved, metrics, state)
 
 
 def choose(steps: Sequence[int], keep_last: int, keep_every: int | None = None) -> list[int]:
@@ -102,7 +112,7 @@ def prune(path, keep_last: int, keep_every: int | None = None, dry_run: bool = F
         CheckpointError: no checkpoint there, or not a run's folder, or no step that verifies (then nothing is deleted).
     """
     folders = find_steps(path)
-    if Path(path).name.isdigit() and folders == [Path(path)]:
+    if Path(path).resolve() == folders[0].resolve():
         raise CheckpointError(f'{path} is one step: name the run folder whose old steps are to go')
     going = choose([int(p.name) for p in folders], keep_last, keep_every)
     newest, reasons = None, []

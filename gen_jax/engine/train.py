@@ -56,6 +56,8 @@ def train(run: Run, workdir, stop: Stop | None = None, dog: Watchdog | None = No
     config, workdir = run.config, Path(workdir).absolute()
     guard.check_policy(config.train)
     check_hang(config.train.hang_seconds)
+    if (seconds := config.train.max_seconds) is not None and not seconds > 0:
+        raise ValueError(f'train.max_seconds {seconds}: must be positive (None for no limit)')
     for key, value in (('train.steps', config.train.steps), ('log.every_steps', config.log.every_steps),
                        ('checkpoint.every_steps', config.checkpoint.every_steps)):
         if value < 1:

@@ -138,7 +138,7 @@ def _adder(name: str, sweep_arg: str, sweep_overrides: tuple[str, ...], runs: di
                 raise ConfigError(f'of={folder!r}: expected a run that add() returned, or the path of a folder made by '
                                   'gen-jax train (with config.json and checkpoints)')
             parts = [p for p in sweep_overrides if p.removeprefix('--config.').startswith(_EVALUATION_READS)]
-            config = config_lib.complete(config_lib.from_json(saved.read_text()))
+            config = config_lib.complete(config_lib.from_json(saved.read_bytes()))
             loaded[folder] = config_lib.apply_overrides(config, parts)
         return loaded[folder]
 

@@ -9,7 +9,7 @@ import pytest
 
 from gen_jax.cli.main import main
 from gen_jax.engine import integrity
-from gen_jax.engine.checkpoint import Checkpoints
+from gen_jax.engine.checkpoint import Checkpoints, read_leaves
 from gen_jax.types import TrainState
 
 
@@ -67,6 +67,25 @@ def test_ls(run, capsys):
     assert '  manifest' in rows[2], 'ls hashes nothing'
     assert call(capsys, 'ls', run / 'checkpoints')[1] == out
     assert call(capsys, 'ls', run / 'checkpoints' / '40')[1].splitlines() == rows[3:]
+
+
+def test_ls_of_steps_whose_metadata_are_something_else(run, capsys):
+    for step, text in zip((10, 20, 30, 40), ('null', '[3]', '{"metrics": null}', '{"saved": 1e300}'), strict=True):
+        (run / 'checkpoints' / str(step) / 'meta' / 'metadata').write_text(text)
+    code, out, _ = call(capsys, 'ls', run)
+    assert code == 0 and out.count('  ?                    BAD: ') == 4 and out.count('metadata: size ') == 4
+
+
+def test_paths_as_a_shell_gives_them(run, capsys, monkeypatch):
+    monkeypatch.chdir(run / 'checkpoints')
+    (run / 'checkpoints' / '²').mkdir()  # a digit, and no number
+    assert call(capsys, 'ls', '.')[1].count('  manifest  ') == call(capsys, 'ls', '..')[1].count('  manifest  ') == 4
+    monkeypatch.chdir(run / 'checkpoints' / '40')
+    assert call(capsys, 'verify', '.')[1].count(': verified') == 1 and call(capsys, 'verify', '..')[1].count(': ') == 4
+    assert 'is one step' in call(capsys, 'prune', '.', '--keep-last', 1)[2]
+    (run / 'checkpoints' / '²').rmdir()
+    run = run.rename(run.with_name('checkpoints'))  # a workdir may be called like that
+    assert call(capsys, 'ls', run)[1].count('  manifest  ') == 4 and read_leaves(run)['step'] == 40
 
 
 def test_verify(run, capsys):

@@ -1,12 +1,16 @@
 """gen-jax data check: everything that a training would meet, found in one go; exit codes 0, 1 and 2."""
 
+import io
 import json
 import os
+import signal
 
 import pytest
+from PIL import Image
 
 from gen_jax.cli import main as cli
 from gen_jax.data.check import check, is_clean, summary
+from gen_jax.data.sources import open_source
 from tests.data.mutations import encode, picture
 from tests.data.test_tfds import png, prepare
 
@@ -53,6 +57,42 @@ def test_what_is_bad_is_listed_whole(root, tmp_path, capsys):
         assert part in entry['reason']
     code, out, _ = run(capsys, root.parent)
     assert code == 1 and out.startswith('6 of 9 items') and out.count('\n  bad: ') == 3 and 'new\\nline.png' in out
+
+
+def test_damage_behind_the_first_frame(root, capsys):
+    """A training reads the first frame alone; counting the others must not end the check."""
+    frames = [Image.fromarray(picture(i)) for i in range(3)]
+    for kind in ('GIF', 'TIFF'):
+        whole = io.BytesIO()
+        frames[0].save(whole, kind, save_all=True, append_images=frames[1:])
+        data = whole.getvalue()
+        for k in range(12):  # the end missing; or overwritten
+            cut = len(data) * (k // 2 + 6) // 12
+            write(root / 'cat' / f'{kind}-{k}.{kind.lower()}', data[:cut] + b'\x07' * (len(data) - cut) * (k % 2))
+    report = check(str(root))
+    several = sum(n for kind, n in report['kinds'].items() if 'first of several frames' in kind)
+    assert several >= 12 and len(report['bad']) + several == 24
+
+
+def test_metadata_that_is_no_file_is_not_opened(root, capsys):
+    """A pipe would be waited for, a device read for ever."""
+    os.mkfifo(root / 'metadata.jsonl')
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail('the pipe was opened'))
+    signal.alarm(60)
+    assert 'metadata.jsonl: a named pipe, not a file' in check(str(root))['problems'][0]
+    for target in ('/dev/zero', 'nowhere'):
+        (root / 'metadata.jsonl').unlink()
+        (root / 'metadata.jsonl').symlink_to(target)
+        code, out, _ = run(capsys, root)
+        assert code == 1 and ('a device, not a file' in out or "a link to 'nowhere', which is not there" in out)
+        with pytest.raises(ValueError, match='metadata.jsonl: a '):
+            open_source(f'folder:{root}')
+    signal.alarm(0)
+
+
+def test_a_folder_with_a_colon_in_its_name(root, capsys):
+    assert run(capsys, root.rename(root.with_name('a:b')))[0] == 0
+    assert run(capsys, 'foldr:x')[0] == 2
 
 
 def test_nothing_readable_is_a_report_too(tmp_path, capsys):

@@ -41,6 +41,8 @@ def test_where_addresses_come_from(arguments, environ, expected):
     (('a', 0, 2), {}, "--coordinator 'a': expected HOST:PORT"),
     (('a:http', 0, 2), {}, 'expected HOST:PORT'),
     (('a:70000', 0, 2), {}, 'expected HOST:PORT'),
+    (('http://a:80', 0, 2), {}, 'expected HOST:PORT'),
+    (('::1:80', 0, 2), {}, 'or [fd00::1]:8476'),
     (('a:1', 2, 2), {}, '--process-id 2 --process-count 2'),
     (('a:1', -1, 2), {}, '--process-id -1'),
     (('a:1', 0, 0), {}, '--process-count 0'),
@@ -56,13 +58,13 @@ def free_port():
         return server.getsockname()[1]
 
 
-def meetings(*members, seconds=10.0):
+def meetings(*members, seconds=10.0, host='127.0.0.1'):
     """What `meet` says in each of the processes (id, count): '' or the error."""
     port, said = free_port(), [None] * len(members)
 
     def one(i, process, count):
         try:
-            meet(Address(f'127.0.0.1:{port}', process, count, 'test'), seconds)
+            meet(Address(f'{host}:{port}', process, count, 'test'), seconds)
             said[i] = ''
         except JoinError as e:
             said[i] = str(e)
@@ -78,6 +80,12 @@ def meetings(*members, seconds=10.0):
 def test_all_meet():
     assert meetings((0, 3), (1, 3), (2, 3)) == ['', '', '']
     assert meetings((0, 1)) == ['']
+    try:
+        socket.create_server(('::1', 0), family=socket.AF_INET6).close()
+    except OSError:  # a machine without IPv6 says so
+        assert 'cannot open port' in meetings((0, 2), (1, 2), seconds=0.5, host='[::1]')[0]
+    else:
+        assert meetings((0, 2), (1, 2), host='[::1]') == ['', '']
 
 
 @pytest.mark.parametrize('members, message', [

@@ -124,6 +124,10 @@ def test_folders_extra_files_and_swapped_files(step, tmp_path):
     (target.parent / 'loop').symlink_to('metadata')
     with pytest.raises(IntegrityError):
         verify(copy)
+    target = again() / 'meta' / 'metadata'
+    target.unlink()
+    target.symlink_to('nowhere')  # moved to a disk that is gone
+    caught(copy, 'meta/metadata', 'cannot be read')
     one, two = (again() / n / COMMIT_MARK for n in ('meta', 'state'))
     (copy / 'a').write_bytes(one.read_bytes())
     one.write_bytes(two.read_bytes())

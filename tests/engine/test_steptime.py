@@ -83,6 +83,9 @@ def test_code_that_differs_is_named_or_accepted():
         check_code(old, now, ('data', 'config'))
     assert check_code(old, now, ('code',))[0] == ["code: python: '3.12' there, '3.11' now",
                                                   "code: jax: '0.10.1' there, '0.10.2' now"]
+    with pytest.raises(RuntimeError, match="jax_default_prng_impl: 'threefry2x32' there, 'rbg' now"):
+        check_code({**now, 'jax_default_prng_impl': 'threefry2x32'}, {**now, 'jax_default_prng_impl': 'rbg'}, ())
+    assert versions()['jax_default_prng_impl'] == 'threefry2x32' and versions()['jax_enable_x64'] == 'False'
     assert {'python', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'gen_jax', 'git'} <= set(
         versions())
 

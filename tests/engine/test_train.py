@@ -148,6 +148,10 @@ def test_workdir_without_or_with_a_broken_config(tmp_path):
     path.write_text('')
     with pytest.raises(ValueError, match='saved config cannot be read.*delete config.json'):
         check_workdir(tmp_path, make().config)
+    for damaged in (b'\xff{}', b'[]', b'{"train": 3}'):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match='saved config .*delete config.json'):
+            check_workdir(tmp_path, make().config)
     path.unlink()
     check_workdir(tmp_path, make().config)
     with pytest.raises(RuntimeError, match='seed: 0 there, 1 now'):
