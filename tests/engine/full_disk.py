@@ -2,7 +2,9 @@
 
 The disk is full in that the kernel refuses to let any file grow beyond a limit, so that real writes fail.
 
-    python -m tests.engine.full_disk WORKDIR FROM TO [--config.KEY=VALUE ...]
+    python -m tests.engine.full_disk WORKDIR FROM TO [--config.KEY=VALUE ...] [-- WORKDIR FROM TO ...]
+
+prints 'exit CODE' behind what each of the runs prints.
 """
 
 import resource
@@ -14,14 +16,14 @@ import numpy as np
 from gen_jax.engine import train as loop
 from gen_jax.engine.checkpoint import CheckpointError, Checkpoints
 from gen_jax.engine.signals import Stop
-from tests.engine.test_train import Data, make
-from tests.engine.toy import regression
+from tests.engine.test_train import make
+from tests.engine.toy import Batches, regression
 
 LIMIT = 30_000  # bytes: config.json and the log fit, the state does not
 STORES: list[Checkpoints] = []
 
 
-class Filling(Data):
+class Filling(Batches):
     """Fills the disk before one batch, and frees it before another; waits for the save under way, not for the loop."""
 
     def __init__(self, first, last):
@@ -57,7 +59,10 @@ def heavy():
     return system._replace(init=init)
 
 
-def main(workdir, first, last, *overrides):
+def one(workdir, first, last, *overrides):
+    """The exit code of a run."""
+    STORES.clear()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
     run = make(heavy(), '--config.train.steps=12', '--config.checkpoint.every_steps=4', *overrides)
     run = run._replace(open_data=lambda **kwargs: Filling(int(first), int(last)))
     loop.Checkpoints = Watched
@@ -68,5 +73,12 @@ def main(workdir, first, last, *overrides):
         return 2
 
 
+def main(arguments):
+    while arguments:
+        end = arguments.index('--') if '--' in arguments else len(arguments)
+        print(f'exit {one(*arguments[:end])}', flush=True)
+        arguments = arguments[end + 1:]
+
+
 if __name__ == '__main__':
-    sys.exit(main(*sys.argv[1:]))
+    main(sys.argv[1:])

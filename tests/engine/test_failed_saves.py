@@ -1,9 +1,12 @@
 """Saves that fail: the step before stays good, the run says so at once, and stops or goes on as it was told to."""
 
 import errno
+import json
 import os
 import pathlib
 import random
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,17 +16,37 @@ import pytest
 
 from gen_jax.engine import integrity, manager
 from gen_jax.engine.checkpoint import CheckpointError, Checkpoints, read_leaves
+from gen_jax.engine.signals import Stop
+from gen_jax.engine.train import train
 from gen_jax.types import TrainState
+from tests.engine.full_disk import heavy
+from tests.engine.test_train import make
 
 
 def state(step):
     return TrainState(jnp.int32(step), {'net': {'w': jnp.full(4, float(step))}}, {}, {}, {}, {})
 
 
-def train_on_a_full_disk(workdir, first, last, *overrides):
-    environment = {**{k: v for k, v in os.environ.items() if k != 'NPROC'}, 'JAX_PLATFORMS': 'cpu'}
-    return subprocess.run([sys.executable, '-m', 'tests.engine.full_disk', str(workdir), str(first), str(last),
-                           *overrides], capture_output=True, text=True, timeout=300, env=environment)
+@pytest.fixture
+def full_disk(once):
+    """The workdirs of three runs in one process, and exit.json: {name: [exit code, what was printed]}."""
+    def make(folder):
+        environment = {**{k: v for k, v in os.environ.items() if k != 'NPROC'}, 'JAX_PLATFORMS': 'cpu'}
+        runs = {'stop': ('5', '99', '--config.checkpoint.keep_last=1'),
+                'wait': ('4', '11', '--config.checkpoint.on_error=continue'),
+                'end': ('9', '99', '--config.checkpoint.on_error=continue')}
+        words = [word for name, words in runs.items() for word in ('--', str(folder / name), *words)]
+        done = subprocess.run([sys.executable, '-m', 'tests.engine.full_disk', *words[1:]], capture_output=True,
+                              text=True, timeout=300, env=environment)
+        assert done.returncode == 0 and 'Traceback' not in done.stdout + done.stderr, done.stderr
+        said, codes = re.split(r'^exit \d+\n', done.stdout, flags=re.M), re.findall(r'^exit (\d+)\n', done.stdout, re.M)
+        (folder / 'exit.json').write_text(json.dumps(dict(zip(runs, zip(map(int, codes), said[:-1], strict=True),
+                                                              strict=True))))
+    return once('full-disk', make)
+
+
+def ended(full_disk, name):
+    return json.loads((full_disk / 'exit.json').read_text())[name]
 
 
 def left(workdir):
@@ -33,36 +56,38 @@ def left(workdir):
     return names
 
 
-def test_a_full_disk_stops_the_run_with_one_message_and_the_step_before_stays_good(tmp_path):
-    run = train_on_a_full_disk(tmp_path, 5, 99, '--config.checkpoint.keep_last=1')
-    assert run.returncode == 2, run.stderr
-    lines = run.stdout.splitlines()
+def test_a_full_disk_stops_the_run_with_one_message_and_the_step_before_stays_good(full_disk, tmp_path, capfd):
+    workdir, (code, said) = full_disk / 'stop', ended(full_disk, 'stop')
+    assert code == 2, said
+    lines = said.splitlines()
     # The save of step 8 fails while batch 9 is waited for; the loop reports it then, not at the next save.
     assert lines[-2] == 'batch 9' and lines[-1].startswith('ERROR: ')
-    for part in (f'the checkpoint of step 8 could not be saved in {tmp_path}/checkpoints: ', 'File too large',
+    for part in (f'the checkpoint of step 8 could not be saved in {workdir}/checkpoints: ', 'File too large',
                  'The newest good one is step 4', 'Free some space', 'run the same command again', 'on_error=continue'):
         assert part in lines[-1], (part, lines[-1])
-    assert 'Traceback' not in run.stdout + run.stderr
-    assert left(tmp_path) == ['4'], 'the step before is there and nothing else'
-    assert read_leaves(tmp_path)['step'] == 4
-    again = train_on_a_full_disk(tmp_path, 99, 99, '--config.checkpoint.keep_last=1')
-    assert again.returncode == 0 and 'resuming from step 4' in again.stdout and left(tmp_path) == ['12']
+    assert left(workdir) == ['4'], 'the step before is there and nothing else'
+    assert read_leaves(workdir)['step'] == 4
+    shutil.copytree(workdir, tmp_path / 'again')
+    run = make(heavy(), '--config.train.steps=12', '--config.checkpoint.every_steps=4',
+               '--config.checkpoint.keep_last=1')
+    assert train(run, tmp_path / 'again', stop=Stop()).exit_code == 0 and left(tmp_path / 'again') == ['12']
+    assert 'resuming from step 4' in ''.join(capfd.readouterr())
 
 
-def test_a_full_disk_can_be_sat_out(tmp_path):
-    run = train_on_a_full_disk(tmp_path, 4, 11, '--config.checkpoint.on_error=continue')
-    assert run.returncode == 0, run.stdout + run.stderr
-    warnings = [(i, line) for i, line in enumerate(run.stdout.splitlines()) if 'WARNING' in line]
-    assert len(warnings) == 2 and 'Traceback' not in run.stdout + run.stderr
+def test_a_full_disk_can_be_sat_out(full_disk):
+    code, said = ended(full_disk, 'wait')
+    assert code == 0, said
+    warnings = [(i, line) for i, line in enumerate(said.splitlines()) if 'WARNING' in line]
+    assert len(warnings) == 2
     for (at, line), step in zip(warnings, (4, 8), strict=True):
         assert f'step {step} could not be saved' in line and 'the next save tries again' in line
         assert 'There is no earlier one' in line
-        assert run.stdout.splitlines()[at - 1] == f'batch {step + 1}', 'said at once'
-    assert 'finished at step 12' in run.stdout and left(tmp_path) == ['12']
+        assert said.splitlines()[at - 1] == f'batch {step + 1}', 'said at once'
+    assert 'finished at step 12' in said and left(full_disk / 'wait') == ['12']
     # With no later save to make up for it, the last one counts.
-    run = train_on_a_full_disk(tmp_path / 'end', 9, 99, '--config.checkpoint.on_error=continue')
-    assert run.returncode == 2 and 'finished' not in run.stdout
-    assert 'ERROR: the checkpoint of step 12 could not be saved' in run.stdout and left(tmp_path / 'end') == ['4', '8']
+    code, said = ended(full_disk, 'end')
+    assert code == 2 and 'finished' not in said
+    assert 'ERROR: the checkpoint of step 12 could not be saved' in said and left(full_disk / 'end') == ['4', '8']
 
 
 def no_space(*args):
