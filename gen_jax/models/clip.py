@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from gen_jax.models.clip_towers import TextModel, VisionModel
 from gen_jax.types import Array
 
-__all__ = ['CLIP', 'TextModel', 'VisionModel', 'clip_shapes', 'clip_tiny', 'clip_vit_b32']
+__all__ = ['CLIP', 'TextModel', 'VisionModel', 'clip_shapes', 'clip_tiny', 'clip_vit_b16', 'clip_vit_b32',
+           'clip_vit_l14', 'openclip_vit_b32', 'openclip_vit_bigg14', 'openclip_vit_h14']
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -100,6 +101,37 @@ class CLIP(nn.Module):
 def clip_vit_b32(**kwargs) -> CLIP:
     """ViT-B/32 of Radford et al. 2021, Table 20: 151,277,313 parameters; 224x224 images, OpenAI's BPE tokens."""
     return CLIP(**{'pixel_mean': OPENAI_MEAN, 'pixel_std': OPENAI_STD, **kwargs})
+
+
+def clip_vit_b16(**kwargs) -> CLIP:
+    """ViT-B/16 of Radford et al. 2021, Table 20."""
+    return clip_vit_b32(**{'patch_size': 16, **kwargs})
+
+
+def clip_vit_l14(**kwargs) -> CLIP:
+    """ViT-L/14 of Radford et al. 2021, Table 20: 427,616,513 parameters; image_size=336 is the finer of the two."""
+    defaults = dict(patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16, vision_hidden=4096,
+                    text_width=768, text_heads=12, text_hidden=3072, projection_dim=768)
+    return clip_vit_b32(**{**defaults, **kwargs})
+
+
+def openclip_vit_b32(**kwargs) -> CLIP:
+    """OpenCLIP's ViT-B/32 (Cherti et al. 2023, https://arxiv.org/abs/2212.07143): OpenAI's with the exact GELU."""
+    return clip_vit_b32(**{'act': 'gelu', **kwargs})
+
+
+def openclip_vit_h14(**kwargs) -> CLIP:
+    """OpenCLIP's ViT-H/14 (ibid.): 986,109,441 parameters."""
+    defaults = dict(patch_size=14, vision_width=1280, vision_layers=32, vision_heads=16, vision_hidden=5120,
+                    text_width=1024, text_layers=24, text_heads=16, text_hidden=4096, projection_dim=1024)
+    return openclip_vit_b32(**{**defaults, **kwargs})
+
+
+def openclip_vit_bigg14(**kwargs) -> CLIP:
+    """OpenCLIP's ViT-bigG/14 (ibid.): 2,539,567,105 parameters."""
+    defaults = dict(patch_size=14, vision_width=1664, vision_layers=48, vision_heads=16, vision_hidden=8192,
+                    text_width=1280, text_layers=32, text_heads=20, text_hidden=5120, projection_dim=1280)
+    return openclip_vit_b32(**{**defaults, **kwargs})
 
 
 def clip_shapes(**kwargs) -> CLIP:

@@ -15,7 +15,8 @@ from gen_jax.models.clip_towers import TextModel, TowerOutput, VisionModel
 from gen_jax.types import Array
 
 __all__ = ['CLIPTextModel', 'CLIPTextModelWithProjection', 'CLIPVisionModel', 'CLIPVisionModelWithProjection',
-           'CLIP_CLASSES', 'clip_config', 'clip_from_config']
+           'CLIP_CLASSES', 'clip_config', 'clip_from_config', 'clip_text_sd15', 'clip_text_sd21', 'clip_text_sdxl',
+           'clip_text_sdxl_2']
 
 _ARGMAX = 2  # the eos_token_id of configurations that mean the largest id, see `TextModel`
 
@@ -260,3 +261,28 @@ def clip_config(module: nn.Module) -> dict[str, Any]:
         'vision_config': {'model_type': 'clip_vision_model', **vision, 'num_channels': 3,
                           'projection_dim': module.projection_dim},
     }
+
+
+def clip_text_sd15(**kwargs) -> CLIPTextModel:
+    """The text tower of CLIP ViT-L/14, which Stable Diffusion 1.x conditions on: 123,060,480 parameters."""
+    defaults = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, eos_token_id=_ARGMAX)
+    return CLIPTextModel(**{**defaults, **kwargs})
+
+
+def clip_text_sd21(**kwargs) -> CLIPTextModel:
+    """Stable Diffusion 2.x: the first 23 of the 24 layers of OpenCLIP ViT-H/14's text tower, 340,387,840 parameters."""
+    defaults = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16,
+                    hidden_act='gelu', eos_token_id=_ARGMAX)
+    return CLIPTextModel(**{**defaults, **kwargs})
+
+
+def clip_text_sdxl(**kwargs) -> CLIPTextModel:
+    """SDXL's first text tower, the same as Stable Diffusion 1.x's: 123,060,480 parameters."""
+    return clip_text_sd15(**kwargs)
+
+
+def clip_text_sdxl_2(**kwargs) -> CLIPTextModelWithProjection:
+    """SDXL's second text tower, that of OpenCLIP ViT-bigG/14: 694,659,840 parameters."""
+    defaults = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+                    hidden_act='gelu', eos_token_id=_ARGMAX, projection_dim=1280)
+    return CLIPTextModelWithProjection(**{**defaults, **kwargs})

@@ -25,7 +25,8 @@ WORDS = (
     '한국어 ひらがなカタカナ 中文字符 Việt_Nam ﬁne Ⅷ ½ x² H₂O №5 １２３ ٣٤٥ 3.14159 1,000,000 2024-11-22 '
     'user@example.com https://example.org/a?b=c&d=e#f #hashtag @name C++ C# f(x)=x^2 a_b snake_case camelCase '
     'HTTPServer iPhone &amp; &lt;b&gt; &quot;hi&quot; &#39; &nbsp; <b>bold</b> {curly} [square] (round) !!! ??? ... '
-    '--- ___ *** ~~~ $$$ %% ^^ && || \\\\ // "quoted" ‘single’ “double” «guillemets» … – — • € £ ¥ © ® ™ ° ± × ÷').split()
+    '--- ___ *** '
+    '~~~ $$$ %% ^^ && || \\\\ // "quoted" ‘single’ “double” «guillemets» … – — • € £ ¥ © ® ™ ° ± × ÷').split()
 EMOJI = ('😀', '🐱‍👤', '👩‍🚀', '👨‍👩‍👧‍👦', '🇩🇪', '🏳️‍🌈', '👍🏽', '❤️', '☕', '🎨', '🧑🏿‍🎤', '1️⃣', '🫠', '\U0001fae8')
 MARKS = ('\u0301', '\u0308', '\u0323', '\u0327', '\u20dd', '\u0345', '\u0489', '\u08d3', '\u1ac0')
 SPACES = (' ', '  ', '\t', '\n', '\r\n', '\x0b', '\x0c', '\x85', '\xa0', '\u1680', '\u2003', '\u2028', '\u202f',

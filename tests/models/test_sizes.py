@@ -84,6 +84,29 @@ SIZES = {
         'ldm_kl_f4', {'in_channels': 1, 'out_channels': 1, 'latent_channels': 8}, (256, 64, 1), None, 55_376_873),
 }
 
+CLIP_SIZES = {
+    # variant: (factory, overrides, parameters of: all, the text tower, the text projection, and both of the image)
+    'CLIP ViT-B/32': ('clip_vit_b32', {}, (151_277_313, 63_165_952, 262_144, 87_456_000, 393_216)),
+    'CLIP ViT-B/16': ('clip_vit_b16', {}, (149_620_737, 63_165_952, 262_144, 85_799_424, 393_216)),
+    'CLIP ViT-L/14': ('clip_vit_l14', {}, (427_616_513, 123_060_480, 589_824, 303_179_776, 786_432)),
+    'CLIP ViT-L/14@336': (
+        'clip_vit_l14', {'image_size': 336}, (427_944_193, 123_060_480, 589_824, 303_507_456, 786_432)),
+    'OpenCLIP ViT-B/32 laion2b': ('openclip_vit_b32', {}, (151_277_313, 63_165_952, 262_144, 87_456_000, 393_216)),
+    'OpenCLIP ViT-H/14': ('openclip_vit_h14', {}, (986_109_441, 352_984_064, 1_048_576, 630_766_080, 1_310_720)),
+    'OpenCLIP ViT-bigG/14': (
+        'openclip_vit_bigg14', {}, (2_539_567_105, 693_021_440, 1_638_400, 1_842_777_344, 2_129_920)),
+}
+CLIP_TOWERS = {
+    'SD1.x text': ('clip_text_sd15', 123_060_480),
+    'SD2.x text (23 of 24 layers of ViT-H)': ('clip_text_sd21', 340_387_840),
+    'SDXL text': ('clip_text_sdxl', 123_060_480),
+    'SDXL text 2': ('clip_text_sdxl_2', 694_659_840),
+    'CLIP ViT-B/32 CLIPTextModel': ('CLIPTextModel', 63_165_952),
+    'CLIP ViT-B/32 CLIPTextModelWithProjection': ('CLIPTextModelWithProjection', 63_428_096),
+    'CLIP ViT-B/32 CLIPVisionModel': ('CLIPVisionModel', 87_456_000),
+    'CLIP ViT-B/32 CLIPVisionModelWithProjection': ('CLIPVisionModelWithProjection', 87_849_216),
+}
+
 
 @functools.cache
 def count(factory, overrides, image_shape, conditions):
@@ -99,3 +122,21 @@ def test_size(variant):
     factory, overrides, image_shape, conditions, expected = SIZES[variant]
     conditions = conditions if conditions is None else tuple(conditions.items())
     assert count(factory, tuple(overrides.items()), image_shape, conditions) == expected
+
+
+@pytest.mark.parametrize('variant', CLIP_SIZES)
+def test_size_of_clip(variant):
+    factory, overrides, (whole, *parts) = CLIP_SIZES[variant]
+    network = getattr(models, factory)(**overrides)
+    image, tokens = jnp.zeros((1, network.image_size, network.image_size, 3)), jnp.zeros((1, 77), int)
+    params = jax.eval_shape(network.init, jax.random.key(0), image, tokens)['params']
+    names = ('text_model', 'text_projection', 'vision_model', 'visual_projection')
+    assert [trees.count(params), *(trees.count(params[name]) for name in names)] == [whole, *parts]
+
+
+@pytest.mark.parametrize('variant', CLIP_TOWERS)
+def test_size_of_clip_towers(variant):
+    factory, expected = CLIP_TOWERS[variant]
+    network = getattr(models, factory)()
+    x = jnp.zeros((1, 224, 224, 3)) if 'Vision' in factory else jnp.zeros((1, 77), int)
+    assert trees.count(jax.eval_shape(network.init, jax.random.key(0), x)['params']) == expected
