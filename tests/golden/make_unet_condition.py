@@ -17,10 +17,10 @@ CROSS_DOWN = dict(
 DOWN_CROSS = dict(
     down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'))
 CASES = {
-    'sd1': dict(**CROSS_DOWN, cross_attention_dim=12, attention_head_dim=2, layers_per_block=2),
-    'sd2': dict(
+    'sd1': dict(**CROSS_DOWN, in_channels=9, cross_attention_dim=12, attention_head_dim=2),  # with a mask of the text
+    'sd2': dict(  # told an image, too
         **CROSS_DOWN, cross_attention_dim=12, attention_head_dim=(1, 4), use_linear_projection=True,
-        upcast_attention=True),
+        upcast_attention=True, class_embed_type='projection', projection_class_embeddings_input_dim=6),
     'sdxl': dict(
         **DOWN_CROSS, cross_attention_dim=20, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
         use_linear_projection=True, addition_embed_type='text_time', addition_time_embed_dim=6,
@@ -28,20 +28,16 @@ CASES = {
     'refiner': dict(
         block_out_channels=(8, 16, 16), down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'),
         up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'), cross_attention_dim=10,
-        attention_head_dim=(1, 2, 4), transformer_layers_per_block=2, use_linear_projection=True,
-        addition_embed_type='text_time', addition_time_embed_dim=6,
-        projection_class_embeddings_input_dim=10 + 5 * 6),
+        attention_head_dim=(1, 2, 4), use_linear_projection=True, addition_embed_type='text_time',
+        addition_time_embed_dim=6, projection_class_embeddings_input_dim=10 + 5 * 6),
     'upscaler': dict(
-        **DOWN_CROSS, in_channels=7, only_cross_attention=(False, True), cross_attention_dim=12, attention_head_dim=4,
+        block_out_channels=(8,), down_block_types=('CrossAttnDownBlock2D',), up_block_types=('UpBlock2D',),
+        in_channels=7, only_cross_attention=True, cross_attention_dim=12, attention_head_dim=4,
         use_linear_projection=True, num_class_embeds=9),
-    'unclip_inpainting': dict(
-        **CROSS_DOWN, in_channels=9, cross_attention_dim=12, attention_head_dim=(2, 4), use_linear_projection=True,
-        resnet_time_scale_shift='scale_shift', class_embed_type='projection', projection_class_embeddings_input_dim=6,
-        mid_block_scale_factor=1.5),
-    'rest': dict(  # what else the fields can say, a mask over the text included
-        down_block_types=('CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
-        up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'), in_channels=5, out_channels=3,
-        cross_attention_dim=(12, 12), attention_head_dim=2, layers_per_block=(2, 1),
+    'rest': dict(  # what else the fields can say
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
+        in_channels=5, out_channels=3, cross_attention_dim=(12, 12), attention_head_dim=2, layers_per_block=(1, 2),
+        only_cross_attention=(False, True), resnet_time_scale_shift='scale_shift', mid_block_scale_factor=1.5,
         time_cond_proj_dim=6, class_embed_type='timestep', act_fn='gelu', center_input_sample=True,
         downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, time_embedding_dim=20, norm_eps=1e-3),
 }
@@ -76,7 +72,7 @@ def inputs(name: str) -> dict:
         given['class_labels'] = np.array([20.0, 350.0], np.float32)
     if 'time_cond_proj_dim' in case:
         given['timestep_cond'] = draw(f'{name} guidance', (BATCH, case['time_cond_proj_dim']))
-    if name == 'rest':
+    if name == 'sd1':
         given['encoder_attention_mask'] = np.array([[1, 1, 0, 1, 0], [1, 0, 1, 1, 1]], bool)
     return given
 

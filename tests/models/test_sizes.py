@@ -9,6 +9,18 @@ import pytest
 from gen_jax import models, trees
 
 CLASS = {'class_labels': ()}
+
+
+def text(width, **more):
+    """Conditions of a UNet2DCondition: a text of such vectors, and others."""
+    return {'encoder_hidden_states': (77, width), **more}
+
+
+def text_time(pooled, numbers):
+    """Those that SDXL adds."""
+    return (('text_embeds', (pooled,)), ('time_ids', (numbers,)))
+
+
 SIZES = {
     # variant: (factory, overrides, image shape, conditions (shapes behind the batch axis), parameters)
     'ADM/64-cond': ('adm_imagenet64', {}, (64, 64, 3), CLASS, 295_904_454),
@@ -72,6 +84,27 @@ SIZES = {
     'NCSNv2/celeba': ('ncsnv2_celeba', {}, (64, 64, 3), {}, 29_694_083),
     'NCSNv2/bedroom NCSNv2Deeper': ('ncsnv2_lsun', {}, (128, 128, 3), {}, 83_445_379),
     'NCSNv2/ffhq NCSNv2Deepest': ('ncsnv2_ffhq', {}, (256, 256, 3), {}, 94_132_611),
+    'SD1.5/unet': ('sd15_unet', {}, (64, 64, 4), text(768), 859_520_964),
+    'SD-image-variations/unet': ('sd15_unet', {}, (64, 64, 4), text(768), 859_520_964),
+    'SD1-inpaint/unet': ('sd15_inpaint_unet', {}, (64, 64, 9), text(768), 859_535_364),
+    'InstructPix2Pix/unet': ('sd15_unet', {'in_channels': 8}, (64, 64, 8), text(768), 859_532_484),
+    'LCM-Dreamshaper-v7/unet': (
+        'sd15_unet', {'time_cond_proj_dim': 256}, (64, 64, 4), text(768, timestep_cond=(256,)), 859_602_884),
+    'SD2.1/unet': ('sd21_unet', {}, (96, 96, 4), text(1024), 865_910_724),
+    'SD2-inpaint/unet': ('sd2_inpaint_unet', {}, (64, 64, 9), text(1024), 865_925_124),
+    'SD2-depth/unet': ('sd2_depth_unet', {}, (64, 64, 5), text(1024), 865_913_604),
+    'SD2.1-unclip-h/unet': ('sd21_unclip_unet', {}, (96, 96, 4), text(1024, class_labels=(2048,)), 870_173_124),
+    'SD2.1-unclip-l/unet': (
+        'sd21_unclip_unet', {'projection_class_embeddings_input_dim': 1536}, (96, 96, 4),
+        text(1024, class_labels=(1536,)), 869_517_764),
+    'SD-x4-upscaler/unet': ('sd_x4_upscaler_unet', {}, (128, 128, 7), text(1024, **CLASS), 473_398_020),
+    'SDXL-base/unet': (
+        'sdxl_unet', {}, (128, 128, 4), text(2048, added_cond=text_time(1280, 6)), 2_567_463_684),
+    'SDXL-refiner/unet': (
+        'sdxl_refiner_unet', {}, (128, 128, 4), text(1280, added_cond=text_time(1280, 5)), 2_259_526_660),
+    'LDM/txt2img-1p4B-eval unet': ('ldm_text2im_unet', {}, (32, 32, 4), text(1280), 872_300_484),
+    'LDM/cin-ldm-vq-f8 unet': (
+        'ldm_imagenet_unet', {}, (32, 32, 4), {'encoder_hidden_states': (1, 512)}, 394_984_196),
     # Conditions None: a network of an image alone.
     'SD/vae kl-f8': ('sd_vae', {}, (512, 512, 3), None, 83_653_863),
     'SDXL/vae': ('sdxl_vae', {}, (1024, 1024, 3), None, 83_653_863),
@@ -108,16 +141,27 @@ CLIP_TOWERS = {
 }
 
 
+# These differ from others above by a layer or two.
+SLOW = ('SD1-inpaint/unet', 'InstructPix2Pix/unet', 'LCM-Dreamshaper-v7/unet', 'SD2-inpaint/unet', 'SD2-depth/unet',
+        'SD2.1-unclip-h/unet', 'SD2.1-unclip-l/unet')
+
+
+def zeros(name, shape):
+    if name == 'added_cond':
+        return {k: zeros(k, s) for k, s in shape}
+    return jnp.zeros((1, *shape), int if name == 'class_labels' else jnp.float32)
+
+
 @functools.cache
 def count(factory, overrides, image_shape, conditions):
     network = getattr(models, factory)(**dict(overrides))
-    cond = {k: jnp.zeros((1, *s), int if k == 'class_labels' else jnp.float32) for k, s in conditions or ()}
+    cond = {k: zeros(k, s) for k, s in conditions or ()}
     time = () if conditions is None else (jnp.ones(1),)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), *time, **cond))
     return trees.count(shapes['params'])
 
 
-@pytest.mark.parametrize('variant', SIZES)
+@pytest.mark.parametrize('variant', [pytest.param(v, marks=pytest.mark.slow) if v in SLOW else v for v in SIZES])
 def test_size(variant):
     factory, overrides, image_shape, conditions, expected = SIZES[variant]
     conditions = conditions if conditions is None else tuple(conditions.items())

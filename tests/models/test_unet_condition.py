@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax.interop.torch_layout import from_torch, to_torch
+from gen_jax.interop.torch_layout import from_torch, to_torch, torch_key
 from gen_jax.models import UNet2DCondition, unet_condition_tiny
 from gen_jax.models.unet_blocks import DownBlock, MidBlock, UpBlock
 from tests.golden.draws import weight
@@ -46,13 +46,13 @@ def error(y, expected):
     return max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(y, expected, strict=True))
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', [pytest.param(k, marks=pytest.mark.slow) if k == 'refiner' else k for k in CASES])
 def test_agrees_with_the_reference_block_by_block(name):
     _, _, params, forward = reference(name)
     y, blocks = forward(params, inputs(name))
     assert y.dtype == jnp.float32
     expected = {key for key in GOLDEN if key.startswith(f'{name}/') and 'blocks' in key or key == f'{name}/mid_block'}
-    assert {f'{name}/{key}' for key in blocks} == expected and len(expected) >= 5
+    assert {f'{name}/{key}' for key in blocks} == expected and len(expected) >= 3
     errors = {key: error(value, GOLDEN[f'{name}/{key}']) for key, value in {**blocks, 'y': y}.items()}
     assert max(errors.values()) < 2e-5, errors
 
@@ -74,7 +74,7 @@ def swap_halves(w):
         ('sdxl', 'mid_block.attentions.0.norm.bias', lambda w: w[::-1]),
         ('sdxl', 'mid_block.attentions.0.proj_in.weight', np.transpose),
         ('sdxl', 'add_embedding.linear_1.weight', lambda w: np.roll(w, 10, 1)),
-        ('sd1', 'up_blocks.1.attentions.2.proj_out.weight', lambda w: w.swapaxes(0, 1)),
+        ('sd1', 'up_blocks.1.attentions.1.proj_out.weight', lambda w: w.swapaxes(0, 1)),
         ('rest', 'time_embedding.cond_proj.weight', lambda w: w[:, ::-1]),
     ],
 )
@@ -92,35 +92,37 @@ def test_images_do_not_see_each_other(name):
 
 
 def test_masked_text_is_not_looked_at():
-    _, _, params, forward = reference('rest')
-    given = inputs('rest')
+    _, _, params, forward = reference('sd1')
+    given = inputs('sd1')
     other = np.where(given['encoder_attention_mask'][..., None], given['encoder_hidden_states'], 7.0)
     y = forward(params, given)[0]
     chex.assert_trees_all_equal(forward(params, {**given, 'encoder_hidden_states': other.astype(np.float32)})[0], y)
     unmasked = {**given, 'encoder_attention_mask': np.ones_like(given['encoder_attention_mask'])}
-    assert error(forward(params, unmasked)[0], GOLDEN['rest/y']) > 1e-3
+    assert error(forward(params, unmasked)[0], GOLDEN['sd1/y']) > 1e-3
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_output():
-    _, _, params, _ = reference('sdxl')
-    unet = UNet2DCondition(**settings('sdxl'), dtype=jnp.bfloat16)
-    fresh = jax.eval_shape(lambda: unet.init(jax.random.key(0), **inputs('sdxl')))['params']
+    _, _, params, _ = reference('upscaler')
+    unet = UNet2DCondition(**settings('upscaler'), dtype=jnp.bfloat16)
+    fresh = jax.eval_shape(lambda: unet.init(jax.random.key(0), **inputs('upscaler')))['params']
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype('float32')}
-    y = jax.jit(lambda p, given: unet.apply({'params': p}, **given))(params, inputs('sdxl'))
+    y = jax.jit(lambda p, given: unet.apply({'params': p}, **given))(params, inputs('upscaler'))
     assert y.dtype == jnp.float32
     # bfloat16 keeps 8 bits: much closer would mean that it was not used.
-    assert 1e-4 < error(y, GOLDEN['sdxl/y']) < 0.05
+    assert 1e-4 < error(y, GOLDEN['upscaler/y']) < 0.05
 
 
 GIVEN = dict(x=jnp.ones((2, 8, 4, 4)), t=jnp.array([3.0, 900.0]), encoder_hidden_states=jnp.ones((2, 3, 16)))
 
 
-def test_a_fresh_network_answers_zero_and_every_parameter_learns_with_remat():
+def test_every_parameter_learns_from_zero_outputs_on_with_remat():
     unet = unet_condition_tiny(
         dropout=0.5, remat='full', block_out_channels=(8,), down_block_types=('CrossAttnDownBlock2D',),
-        up_block_types=('UpBlock2D',))
+        mid_block_type=None, up_block_types=('UpBlock2D',))
     key = jax.random.key(0, impl='rbg')
-    fresh = jax.jit(unet.init)(key, **GIVEN)['params']
+    zeros = jax.jit(lambda: {k: v for k, v in to_torch_keys(unet.init(key, **GIVEN)['params']).items()
+                             if k.endswith(('conv2.weight', 'proj_out.weight', 'conv_out.weight'))})()
+    assert len(zeros) == 3 + 1 + 1 and not any(v.any() for v in zeros.values())
 
     @jax.jit
     def run(params, key):
@@ -131,11 +133,18 @@ def test_a_fresh_network_answers_zero_and_every_parameter_learns_with_remat():
         (_, y), grads = jax.value_and_grad(error, has_aux=True)(params)
         return y, grads
 
-    chex.assert_trees_all_equal(run(fresh, key)[0], jnp.zeros((2, 8, 4, 4)))
-    drawn = from_torch({k: weight(k, v.shape) for k, v in to_torch(fresh).items()}, fresh)
+    shapes = jax.eval_shape(lambda: unet.init(key, **GIVEN)['params'])
+    empty = jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), shapes)
+    drawn = from_torch({k: weight(k, v.shape) for k, v in to_torch(empty).items()}, shapes)
     (a, grads), (b, _) = run(drawn, key), run(drawn, jax.random.key(1, impl='rbg'))
     assert not [k for k, g in to_torch(grads).items() if not g.any()]
     assert np.abs(a - b).max() > 0.1 * np.abs(a).max()
+
+
+def to_torch_keys(params):
+    """Leaves by torch key, whatever they are."""
+    return {torch_key(tuple(str(p.key) for p in path)): leaf
+            for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
 
 
 @pytest.mark.slow
@@ -153,12 +162,12 @@ def test_remat_keeps_the_gradient(policy):
 def test_remat_goes_layer_by_layer():
     def rematerialised(remat):
         unet = UNet2DCondition(**settings('sdxl'), remat=remat)
-        params = jax.eval_shape(lambda: unet.init(jax.random.key(0), **inputs('sdxl')))
-        jaxpr = jax.make_jaxpr(lambda p: unet.apply(p, **inputs('sdxl')))(params)
+        jaxpr = jax.make_jaxpr(lambda p: unet.apply({'params': p}, **inputs('sdxl')))(reference('sdxl')[2])
         return sum('remat' in str(e.primitive) or 'checkpoint' in str(e.primitive) for e in jaxpr.eqns)
 
-    # 2 + 2 + 4 residual blocks, and two layers in each of the down, mid and up transformers.
-    assert rematerialised('full') == 1 + 1 + 2 + 2 + 2 + 2 * (1 + 1 + 2) and rematerialised('') == 0
+    # The residual blocks down, in the middle and up, and two layers in each of the transformers.
+    assert rematerialised('full') == (1 + 1) + 2 + (2 + 2) + 2 * (1 + 1 + 2)
+    assert rematerialised('') == 0
 
 
 @pytest.mark.parametrize(
