@@ -85,14 +85,21 @@ def _branches(denoise: DenoiseFn, x: Array, level: Level, conds: Sequence[Cond])
 
 
 def _without(cond: Cond, uncond: Null) -> dict[str, Any]:
-    """cond with the null values put in."""
+    """cond with the null values put in; a condition that is a mapping itself has its own, by key."""
     null = uncond(cond) if callable(uncond) else uncond
     missing = sorted(set(null) - set(cond))
     if missing or not null:
         raise ValueError(f'Guidance needs null values for keys of the condition {sorted(cond)}, '
                          f'got {sorted(null)}; pass scale=None to sample without guidance.')
-    return {key: jnp.broadcast_to(jnp.asarray(null[key], value.dtype), value.shape) if key in null else value
-            for key, value in cond.items()}
+
+    def put(key, value):
+        if key not in null:
+            return value
+        if isinstance(value, Mapping):
+            return _without(value, null[key])
+        return jnp.broadcast_to(jnp.asarray(null[key], value.dtype), value.shape)
+
+    return {key: put(key, value) for key, value in cond.items()}
 
 
 def _away(on: Denoised, *steps: tuple[Array, Denoised, Denoised]) -> Denoised:

@@ -58,6 +58,18 @@ def test_unnamed_keys_are_shared_and_functions_give_nulls():
         np.testing.assert_allclose(got.eps, want.eps)
 
 
+def test_conditions_within_conditions():
+    def nested(x, level, cond):
+        return denoise(x, level, {'text': cond['text'], **cond['added']})
+
+    cond = {'text': COND['text'], 'added': {'label': COND['label'], 'size': COND['label']}}
+    uncond = {'text': NULL_TEXT, 'added': {'label': 10}}
+    want = guidance.classifier_free(2.0, {'text': NULL_TEXT, 'label': 10})(denoise)(X, LEVEL, COND)
+    np.testing.assert_array_equal(guidance.classifier_free(2.0, uncond)(nested)(X, LEVEL, cond).eps, want.eps)
+    with pytest.raises(ValueError, match=r"\['label', 'size'\], got \['lable'\]"):
+        guidance.classifier_free(2.0, {'added': {'lable': 10}})(nested)(X, LEVEL, cond)
+
+
 def test_levels_per_example():
     level = level_at(VP, jnp.array([0.2, 0.5, 0.8]))
     one = guidance.classifier_free(2.0, {'label': 10})
