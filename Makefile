@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test test-slow test-browser lint golden reference clean
+.PHONY: demo test test-slow test-browser test-reference lint golden reference clean
 
 demo: $(VENV)/.demo
 	@bash experiments/demo.sh $(BIN) $(DEMO)
@@ -20,6 +20,10 @@ test-slow: $(VENV)/.test
 test-browser: $(VENV)/.test
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(BIN)/python -m pytest -m browser -q tests/browser
+
+# Live, against diffusers and transformers in an environment of their own, which never meets ours.
+test-reference: $(VENV)/.test $(VENV)-reference/.done
+	REFERENCE_PYTHON=$(VENV)-reference/bin/python $(BIN)/python -m pytest -m reference -q tests/reference
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ COMMANDS = {
     'data': 'read a data source through and say what is wrong with it',
     'verify-resume': 'train, kill in the middle, resume, and compare every bit',
     'inspect': 'what a training step of a config will cost, before anything runs',
+    'convert': 'published weights to a checkpoint, a run to published weights',
     'list': 'the configs, systems, models, solvers and metrics that there are',
 }
 

@@ -71,15 +71,9 @@ def read_safetensors(path) -> dict[str, np.ndarray]:
     size = path.stat().st_size
     with open(path, 'rb') as file:
         start = file.read(8)
-        if start.startswith(b'version '):
-            raise ValueError(f'{path} is a Git LFS pointer, not the weights: run git lfs pull in that folder')
-        if len(start) < 8 or start.startswith((b'PK\x03\x04', b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05')):
-            what = 'a torch pickle under another name' if len(start) == 8 else f'only {size} bytes long'
-            raise ValueError(f'{path} is not a safetensors file: it is {what}; download or convert it again')
-        length, = struct.unpack('<Q', start)
+        length = struct.unpack('<Q', start)[0] if len(start) == 8 else size
         if length > min(size - 8, MAX_HEADER):
-            raise ValueError(f'{path} is truncated or not a safetensors file: its header should have {length:,} bytes, '
-                             f'but the file has {size:,}; download it again')
+            raise ValueError(_no_header(path, start, length, size))
         text = file.read(length)
     try:
         header = json.loads(text)
@@ -90,6 +84,18 @@ def read_safetensors(path) -> dict[str, np.ndarray]:
                          'it again') from None
     data = np.memmap(path, np.uint8, 'r', offset=0) if size else None
     return {k: _view(path, k, data, 8 + length, *entry) for k, entry in entries.items()}
+
+
+def _no_header(path: Path, start: bytes, length: int, size: int) -> str:
+    """What a file is whose first bytes are no length of a header."""
+    if start.startswith(b'version '):
+        return f'{path} is a Git LFS pointer, not the weights: run git lfs pull in that folder'
+    if start.startswith((b'PK\x03\x04', b'\x80')):
+        return f'{path} is not a safetensors file but a torch pickle under another name; see docs/weights.md'
+    if len(start) < 8:
+        return f'{path} is not a safetensors file: it is only {size} bytes long; download it again'
+    return (f'{path} is truncated or not a safetensors file: its header should have {length:,} bytes, but the file has '
+            f'{size:,}; download it again')
 
 
 def _view(path, name, data, base, dtype, shape, begin, end) -> np.ndarray:

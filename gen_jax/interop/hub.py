@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gen_jax.interop.formats import STEMS, weight_names
 
-__all__ = ['parts_of', 'resolve', 'resolve_pipeline']
+__all__ = ['fetch', 'parts_of', 'resolve', 'resolve_pipeline']
 
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 SMALL = ('*.json', 'merges.txt', 'vocab.txt')
@@ -48,7 +48,7 @@ def resolve(path_or_id, subfolder: str = '', *, revision: str | None = None, var
         ValueError: no such folder or repository, revision or sub-folder; no network and not in the cache;
             huggingface_hub is not installed.
     """
-    return _fetch(path_or_id, subfolder, wanted([subfolder], variant), revision, cache_dir, token, offline)
+    return fetch(path_or_id, wanted([subfolder], variant), subfolder, revision, cache_dir, token, offline)
 
 
 def resolve_pipeline(path_or_id, *, revision: str | None = None, variant: str | None = None, cache_dir=None,
@@ -58,12 +58,12 @@ def resolve_pipeline(path_or_id, *, revision: str | None = None, variant: str | 
     Raises:
         ValueError: as there, and no model_index.json.
     """
-    folder = _fetch(path_or_id, '', ['model_index.json'], revision, cache_dir, token, offline)
+    folder = fetch(path_or_id, ['model_index.json'], '', revision, cache_dir, token, offline)
     parts = parts_of(folder)
     if Path(path_or_id).expanduser().is_dir():
         return folder
     patterns = ['model_index.json', *wanted(sorted(parts), variant)]
-    return _fetch(path_or_id, '', patterns, revision, cache_dir, token, offline)
+    return fetch(path_or_id, patterns, '', revision, cache_dir, token, offline)
 
 
 def parts_of(folder) -> dict[str, tuple[str, str]]:
@@ -96,7 +96,9 @@ def read_json(path: Path) -> Mapping:
     return value
 
 
-def _fetch(path_or_id, subfolder, patterns, revision, cache_dir, token, offline) -> Path:
+def fetch(path_or_id, patterns: Sequence[str], subfolder: str = '', revision: str | None = None, cache_dir=None,
+          token: str | bool | None = None, offline: bool | None = None) -> Path:
+    """As `resolve`, for the files that match the patterns (as in a shell; `*` also matches '/')."""
     local, text = Path(path_or_id).expanduser(), str(path_or_id)
     if not local.exists():
         if not HUB_ID.fullmatch(text):
