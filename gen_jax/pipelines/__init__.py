@@ -1,8 +1,1 @@
-"""Published parts to pictures: text to image, image to image, inpainting."""
-
-from gen_jax.pipelines.folders import load_pipeline, save_pipeline
-from gen_jax.pipelines.pipeline import Pipeline, make_pipeline
-from gen_jax.pipelines.program import Networks
-from gen_jax.pipelines.text import TextEncoder
-
-__all__ = ['Networks', 'Pipeline', 'TextEncoder', 'load_pipeline', 'make_pipeline', 'save_pipeline']
+"""Published parts to pictures."""
