@@ -158,7 +158,8 @@ def make_evaluator(config, system: System, name: str, spec: Mapping) -> Evaluato
     context = {'train_images': lambda: _arrays(config, config.data.train_split)[0],
                'train_labels': lambda: _arrays(config, config.data.train_split)[1],
                'test_images': lambda: _arrays(config, config.data.eval_split)[0],
-               'test_labels': lambda: _arrays(config, config.data.eval_split)[1]}
+               'test_labels': lambda: _arrays(config, config.data.eval_split)[1],
+               'oracle': lambda: config_lib.lookup('gen_jax.data.shapes_oracle:oracle')}
 
     for key in ('n', 'batch_size', 'columns'):
         if s[key] is not None and s[key] < 1 or s['on'] == 'labels' and s[key] is None:

@@ -17,7 +17,7 @@ from threadpoolctl import ThreadpoolController
 from gen_jax.data.shapes_captions import RELATION_MARGIN, RELATIONS, Described, Prompt, parse_caption
 from gen_jax.data.shapes_render import CANVAS, COLOURS, RADII, SHAPES, Thing, coverage
 
-__all__ = ['UNREADABLE', 'Seen', 'compare', 'matches', 'read_scene']
+__all__ = ['UNREADABLE', 'Seen', 'compare', 'matches', 'oracle', 'read_scene']
 
 UNREADABLE = -1
 """Shape of a patch of colour that looks like none of the four."""
@@ -298,3 +298,8 @@ def compare(scene_read: Sequence[Seen], wanted) -> dict[str, bool]:
 def matches(scene_read: Sequence[Seen], wanted) -> bool:
     """Whether a picture shows exactly what was asked for, and nothing else; `wanted` as in `compare`."""
     return compare(scene_read, wanted)['all']
+
+
+def oracle(image, wanted) -> dict[str, bool]:
+    """Which parts of a prompt a picture got right: `compare` of what `read_scene` sees."""
+    return compare(read_scene(image), wanted)

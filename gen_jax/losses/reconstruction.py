@@ -1,4 +1,4 @@
-"""Reconstruction likelihoods: arrays [B, ...] -> negative log-likelihood in nats per example [B].
+"""Reconstruction errors and likelihoods: arrays [B, ...] -> a sum, or nats, per example [B].
 
 Images live in [-1, 1]; an image of L levels has its level k at 2 k / (L - 1) - 1.
 """
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gen_jax.types import Array
 
 __all__ = ['bernoulli_nll', 'discretised_logistic_log_prob', 'discretised_logistic_nll', 'discretised_logistic_sample',
-           'gaussian_nll', 'image_to_level', 'level_to_image']
+           'gaussian_nll', 'image_to_level', 'level_to_image', 'local_contrast', 'reconstruction_error']
 
 
 def _per_example(x: Array) -> Array:
@@ -101,3 +101,34 @@ def bernoulli_nll(x: Array, logits: Array) -> Array:
     """Cross-entropy of x in [0, 1] (not [-1, 1]) under Bernoulli(sigmoid(logits)), summed: nats [B]."""
     x, logits = x.astype(jnp.float32), logits.astype(jnp.float32)
     return _per_example(jax.nn.softplus(logits) - x * logits)
+
+
+def reconstruction_error(x: Array, y: Array, kind: str = 'l1', weight: Array | None = None) -> Array:
+    """sum weight |x - y| ('l1') or sum weight (x - y)^2 ('l2') over all axes but the first: [B], float32.
+
+    Args:
+        weight: broadcastable to x; None is 1.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind not in ('l1', 'l2'):
+        raise ValueError(f'unknown reconstruction error {kind!r}; choose l1 or l2')
+    delta = x.astype(jnp.float32) - y.astype(jnp.float32)
+    error = jnp.abs(delta) if kind == 'l1' else jnp.square(delta)
+    return _per_example(error if weight is None else jnp.broadcast_to(weight * error, x.shape))
+
+
+def local_contrast(image: Array) -> Array:
+    """Largest less smallest value of the 3x3 neighbourhood, of the channel where it is largest, halved.
+
+    Args:
+        image: [B, H, W, C] in [-1, 1].
+
+    Returns:
+        [B, H, W, 1] in [0, 1].
+    """
+    window = ((1, 3, 3, 1), (1, 1, 1, 1), 'SAME')
+    highest = jax.lax.reduce_window(image, -jnp.inf, jax.lax.max, *window)
+    lowest = jax.lax.reduce_window(image, jnp.inf, jax.lax.min, *window)
+    return 0.5 * (highest - lowest).max(-1, keepdims=True)

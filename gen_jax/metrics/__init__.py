@@ -8,5 +8,6 @@ from gen_jax.metrics.digits import digits_report
 from gen_jax.metrics.frechet import frechet
 from gen_jax.metrics.mean import binned, mean
 from gen_jax.metrics.psnr import psnr
+from gen_jax.metrics.scenes import scenes
 
-__all__ = ['binned', 'digits_report', 'frechet', 'mean', 'psnr', 'zero_shot_accuracy']
+__all__ = ['binned', 'digits_report', 'frechet', 'mean', 'psnr', 'scenes', 'zero_shot_accuracy']

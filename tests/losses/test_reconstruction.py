@@ -90,3 +90,21 @@ def test_gaussian_and_bernoulli():
     np.testing.assert_allclose(R.bernoulli_nll(jnp.asarray(target), jnp.asarray(mean)),
                                -(target * np.log(p) + (1 - target) * np.log(1 - p)).sum(1), rtol=1e-5)
     np.testing.assert_allclose(R.bernoulli_nll(jnp.ones((1, 1)), jnp.full((1, 1), -200.0)), [200.0])
+
+
+def test_reconstruction_error_and_its_weight():
+    x, y = jnp.asarray([[[1.0, -2.0], [0.5, 0.0]]]), jnp.zeros((1, 2, 2))
+    weight = jnp.asarray([[[2.0], [4.0]]])
+    assert R.reconstruction_error(x, y).tolist() == [3.5]
+    assert R.reconstruction_error(x, y, 'l2').tolist() == [5.25]
+    assert R.reconstruction_error(x, y, 'l1', weight).tolist() == [8.0]
+    with pytest.raises(ValueError, match="'huber'; choose l1 or l2"):
+        R.reconstruction_error(x, y, 'huber')
+
+
+def test_local_contrast_is_that_of_the_neighbourhood():
+    image = np.full((1, 5, 6, 2), -1.0, np.float32)
+    image[0, 2, 0, 1] = 0.5  # against -1 in one channel: 0.75 of the range
+    expected = np.zeros((5, 6))
+    expected[1:4, 0:2] = 0.75
+    np.testing.assert_allclose(R.local_contrast(image)[0, :, :, 0], expected)
