@@ -14,13 +14,16 @@ from gen_jax.cli.main import main
 
 TRAIN = ('--config.train.steps=2', '--config.log.every_steps=1', '--config.log.tensorboard=False',
          '--config.sample.n=10')
+DIGITS = (*TRAIN, '--config.system.network.block_out_channels=(8,)',  # one resolution: half as much to compile
+          "--config.system.network.down_block_types=('DownBlock2D',)",
+          "--config.system.network.up_block_types=('UpBlock2D',)")
 
 
 @pytest.fixture(scope='module')
 def workdir(once):
     """A trained run, for reading only."""
     def make(path):
-        assert main(['train', '--config', 'digits:debug', '--workdir', str(path), *TRAIN]) == 0
+        assert main(['train', '--config', 'digits:debug', '--workdir', str(path), *DIGITS]) == 0
     return once('cli_run', make)
 
 
@@ -201,10 +204,11 @@ def test_a_workdir_that_is_a_file(tmp_path, capsys):
 
 def test_a_workdir_of_another_config(workdir, tmp_path, capsys):
     workdir = shutil.copytree(workdir, tmp_path / 'run')
-    assert main(['train', '--config', 'digits:debug', '--workdir', str(workdir), '--config.optim.lr=1.0']) == 2
+    assert main(['train', '--config', 'digits:debug', '--workdir', str(workdir), *DIGITS,
+                 '--config.optim.lr=1.0']) == 2
     assert 'optim.lr: 0.001 there, 1.0 now' in capsys.readouterr().err
     # The same run again has nothing left to do, and says so.
-    assert main(['train', '--config', 'digits:debug', '--workdir', str(workdir), *TRAIN]) == 0
+    assert main(['train', '--config', 'digits:debug', '--workdir', str(workdir), *DIGITS]) == 0
     assert 'finished at step 2' in capsys.readouterr().out
 
 
