@@ -21,12 +21,13 @@ CASES = {
         block_out_channels=(8, 16, 16),
         layers_per_block=2,
     ),
-    'f8': dict(  # as newer pipelines: no convolutions around the latent, no attention
-        down_block_types=('DownEncoderBlock2D',) * 4,
-        up_block_types=('UpDecoderBlock2D',) * 4,
-        block_out_channels=(4, 8, 12, 8),
+    'bare': dict(  # no convolutions around the latent and no attention, as newer pipelines have it
+        down_block_types=('DownEncoderBlock2D',) * 2,
+        up_block_types=('UpDecoderBlock2D',) * 2,
+        block_out_channels=(4, 8),
         layers_per_block=1,
         latent_channels=6,
+        sample_size=8,
         use_quant_conv=False,
         use_post_quant_conv=False,
         mid_block_add_attention=False,
@@ -40,11 +41,10 @@ CASES = {
         block_out_channels=(8, 16),
         layers_per_block=1,
         latent_channels=3,
-        sample_size=8,
     ),
 }
 COMMON = dict(norm_num_groups=4)
-TILED = 'attention'
+TILED = 'bare'
 """The case that is tiled: tiles of 8 pixels or 4 latents, a quarter shared."""
 
 
@@ -57,8 +57,8 @@ def inputs(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tiled_inputs() -> tuple[np.ndarray, np.ndarray]:
-    """Image [1, 20, 12, 1] and latent [1, 10, 6, 3]: whole tiles, and tiles cut at one or both ends."""
-    return draw('tiled image', (1, 20, 12, 1)), draw('tiled z', (1, 10, 6, 3))
+    """Image [1, 20, 12, 3] and latent [1, 3, 10, 6]: whole tiles, and tiles cut at one or both ends."""
+    return draw('tiled image', (1, 20, 12, 3)), draw('tiled z', (1, 3, 10, 6))
 
 
 def main() -> None:
