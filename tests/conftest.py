@@ -2,11 +2,16 @@
 
 import fcntl
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 # Eight devices on fewer cores: XLA's threads, one per device by default, can all come to wait in collectives of which
 # each lacks somebody, and the process is aborted after 40 s. More threads than devices cannot.
 os.environ.setdefault('NPROC', '64')
+# Most programs here run once. Where `make test` leaves LLVM's optimisations out, the emitters that XLA had before, one
+# module at a time, halve what is left of compiling; jaxlib 0.11 has them no more, and ends at an unknown flag.
+if '--xla_backend_optimization_level=0' in os.environ.get('XLA_FLAGS', '') and version('jaxlib').startswith('0.10.'):
+    os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
