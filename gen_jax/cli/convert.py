@@ -25,7 +25,8 @@ def run(argv) -> int:
     p.add_argument('out', nargs='?', metavar='OUT')
     p.add_argument('--to', choices=('jax', 'torch', 'single'))
     p.add_argument('--dry-run', action='store_true', help='only print which keys fit; reads shapes, writes nothing')
-    p.add_argument('--part', metavar='NAME', help='only this part: unet, vae ... (of a run: a name of its parameters)')
+    p.add_argument('--part', metavar='NAME', help='only this part: unet, vae ...; and what a single model is called, '
+                   'for init_from')
     p.add_argument('--dtype', choices=('float32', 'float16', 'bfloat16'), help='of the weights written')
     p.add_argument('--variant', help='of published weights: fp16 reads and writes *.fp16.safetensors')
     p.add_argument('--max-shard-size', default='10GB', help='larger weights are split (default: 10GB)')
@@ -43,7 +44,9 @@ def run(argv) -> int:
     prepare_jax(1)
     from gen_jax.cli.convert_parts import from_published, from_run, is_run, write
     parts = from_run(args) if is_run(args.source) else from_published(args)
-    if args.part:
+    if args.part and list(parts) == ['model']:
+        parts = {args.part: parts['model']}
+    elif args.part:
         if args.part not in parts:
             raise ValueError(f'{args.source} has no part {args.part!r}; it has {", ".join(parts)}')
         parts = {args.part: parts[args.part]}

@@ -1,6 +1,5 @@
 """Where `gen-jax convert` gets its parts (name -> network and weights) and where it puts them."""
 
-import json
 from pathlib import Path
 
 from gen_jax.interop import classes, export, hub, single_file
@@ -22,8 +21,7 @@ def from_published(args) -> dict[str, Part]:
     if Path(args.source).is_file():
         if not args.model:
             return single_file.open_single_file(args.source)
-        from gen_jax.names import make
-        return {'model': single_file.open_adm(args.source, make(args.model, 'models'))}
+        return {'model': single_file.open_adm(args.source, _adm(args))}
     options = {'revision': args.revision, 'variant': args.variant}
     folder = hub.fetch(args.source, ['model_index.json', 'config.json'], revision=args.revision)
     if (folder / 'config.json').is_file():
@@ -35,34 +33,27 @@ def from_published(args) -> dict[str, Part]:
 
 def from_run(args) -> dict[str, Part]:
     """The networks of a trained run, or of a checkpoint that `convert` wrote, by the names of their parameters."""
-    from gen_jax.engine.checkpoint import read_params
+    from gen_jax.cli.convert_run import modules_of, read_trees
     folder = Path(args.source).expanduser()
-    configs, ema = folder / CONFIGS, args.ema or ''
-    if configs.is_file():
-        modules = {k: classes.module_from(v, configs) for k, v in json.loads(configs.read_text()).items()}
-        modules = {k: (m, classes.abstract_params(m)) for k, m in modules.items()}
-    else:
-        from gen_jax.cli.convert_run import networks
-        modules, average = networks(folder)
-        ema = average if args.ema is None else ema
-    flat = read_params(folder if args.step is None else folder / 'checkpoints' / str(args.step), ema)
-    parts, trees = {}, {}
-    for path, leaf in flat.items():
-        name, *middle, last = path.split('/')
-        node = trees.setdefault(name, {})
-        for key in middle:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    for name, tree in trees.items():
+    modules, average = modules_of(folder, CONFIGS)
+    if args.model:
+        module = _adm(args)
+        modules = {'model': (module, single_file.adm_params(module))}
+    if not modules:
+        raise ValueError(f'{folder}: no network of the run has a published layout; gen_jax exports '
+                         f'{", ".join(classes.CLASSES)} and ADM')
+    parts = {}
+    for name, tree in read_trees(folder, args.step, average if args.ema is None else args.ema).items():
         keys = {key: torch_view(path, leaf) for key, (path, leaf) in flatten(tree).items()}
-        found = [modules[name]] if name in modules else list(modules.values())
-        fitting = [Part(m, p, keys, f'{folder}, {name}') for m, p in found]
-        best = min(fitting, key=lambda part: len(part.match().problems()), default=None)
-        if best is None:
-            raise ValueError(f'{folder}: no network of the run has a published layout; gen_jax exports '
-                             f'{", ".join(classes.CLASSES)} and ADM')
-        parts[name] = best
+        found = [modules[name]] if name in modules else modules.values()  # a run does not say which is which
+        fitting = [Part(module, params, keys, f'{folder}, {name}') for module, params in found]
+        parts[name] = min(fitting, key=lambda part: len(part.match().problems()))
     return parts
+
+
+def _adm(args):
+    from gen_jax.names import make
+    return make(args.model, 'models')
 
 
 def write(parts, args) -> list[Path]:

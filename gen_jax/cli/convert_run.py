@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from gen_jax import config as config_lib
-from gen_jax.engine.checkpoint import Checkpoints
+from gen_jax.engine.checkpoint import Checkpoints, read_params
 from gen_jax.engine.files import write_text
 from gen_jax.interop import classes, single_file
 from gen_jax.models.adm import Trunk
@@ -14,8 +14,14 @@ from gen_jax.names import make
 from gen_jax.types import TrainState
 
 
-def networks(folder: Path) -> tuple[dict, str]:
-    """({place in config.system: (module, abstract parameters)} of those that can be exported, the EMA to take)."""
+def modules_of(folder: Path, name: str) -> tuple[dict, str]:
+    """({part: (module, abstract parameters)} of the networks that can be exported, the EMA to take).
+
+    Parts are called as `name`, the file of their config.json, says, or else by their place in the run's config.system.
+    """
+    if (folder / name).is_file():
+        found = {k: classes.module_from(v, folder / name) for k, v in json.loads((folder / name).read_text()).items()}
+        return {k: (module, classes.abstract_params(module)) for k, module in found.items()}, ''
     path = folder / 'config.json'
     if not path.is_file():
         raise ValueError(f'{folder} holds checkpoints but no config.json, which says what the networks are')
@@ -39,6 +45,18 @@ def networks(folder: Path) -> tuple[dict, str]:
     visit('system', system)
     ema = config.sample.ema
     return found, next(iter(config.train.ema), '') if ema is None else ema
+
+
+def read_trees(folder: Path, step: int | None, ema: str) -> dict:
+    """The parameter trees of a checkpoint by name, as host arrays."""
+    trees = {}
+    for path, leaf in read_params(folder if step is None else folder / 'checkpoints' / str(step), ema).items():
+        *places, last = path.split('/')
+        node = trees
+        for key in places:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return trees
 
 
 def save_checkpoint(parts, out: Path, name: str) -> Path:

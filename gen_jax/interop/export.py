@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax.interop.classes import CLASSES, abstract_params, class_of
-from gen_jax.interop.formats import Tensor, write_json, write_weights
+from gen_jax.interop.formats import Tensor, parse_size, write_json, write_weights
 from gen_jax.interop.torch_layout import flatten, match_keys, torch_shape, torch_view
 from gen_jax.types import PyTree
 
@@ -54,7 +54,7 @@ def save_model(module: nn.Module, params: PyTree, folder, dtype=None, max_shard_
             the module's.
     """
     folder = Path(folder)
-    row = CLASSES[class_of(module)]
+    row, max_shard_size = CLASSES[class_of(module)], parse_size(max_shard_size)
     config = row.config(module)
     match = match_keys({k: torch_shape(p, leaf.shape) for k, (p, leaf) in flatten(params).items()},
                        abstract_params(module))

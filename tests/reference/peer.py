@@ -68,7 +68,9 @@ def save(config, folder, options='{}'):
             parameter.copy_(torch.randn(parameter.shape) * (0.3 if parameter.ndim < 2 else parameter[0].numel()**-0.5))
     options = json.loads(options)
     if 'dtype' in options:
-        model = model.to(getattr(torch, options.pop('dtype')))
+        dtype = getattr(torch, options.pop('dtype'))
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
     model.save_pretrained(folder, **options)
 
 
