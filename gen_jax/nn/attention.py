@@ -37,7 +37,8 @@ def dot_product_attention(
         mask: bool, broadcastable to [B, H, N, M]; True where a query may look.
         is_causal: query n may look at keys up to n.
         implementation: 'matmul' lays q, k, v out as [B, H, N, D] for batched matrix products (about twice as fast on
-            a CPU as the usual contraction in place); 'xla' and 'cudnn' are `jax.nn.dot_product_attention`, 'cudnn'
+            a CPU as the usual contraction in place), and takes large ones block by block, which keeps the scores in
+            the cache and out of the memory; 'xla' and 'cudnn' are `jax.nn.dot_product_attention`, 'cudnn'
             being flash attention on GPUs for 16-bit inputs. None takes 'matmul' on CPUs and 'xla' elsewhere.
 
     Returns:
@@ -60,17 +61,50 @@ def dot_product_attention(
     if implementation != 'matmul':
         return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal, implementation=implementation)
 
+    (b, n, h, _), m = q.shape, k.shape[1]
+    if mask is None and not is_causal and n * m >= BLOCK // 8 and 4 * b * h * n * m > 8 * BLOCK:
+        return blockwise(q, k, v)
     q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))
-    scores = jnp.matmul(q * q.shape[-1] ** -0.5, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
-    if is_causal:
-        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
-    if mask is not None:
+
+    def masked(scores):
+        if is_causal:
+            scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
         # Finite, so that a row without any key to look at stays free of NaN.
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        return scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+
+    return attend(q, k, v, masked).swapaxes(1, 2)
+
+
+BLOCK = 1 << 21
+"""Bytes of the scores that one step of `blockwise` computes: about what a core's cache holds."""
+
+
+def attend(q: Array, k: Array, v: Array, masked: Callable[[Array], Array] = lambda scores: scores) -> Array:
+    """softmax(masked(q k^T / sqrt(D))) v by matrix products over the last two axes: [..., N, D], [..., M, D]."""
+    scores = masked(jnp.matmul(q * q.shape[-1] ** -0.5, k.swapaxes(-1, -2), preferred_element_type=jnp.float32))
     # Divided after the product with v, which has D columns instead of M: one pass less over the scores.
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
     y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (y / weights.sum(-1, keepdims=True)).astype(v.dtype).swapaxes(1, 2)
+    return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+
+def blockwise(q: Array, k: Array, v: Array) -> Array:
+    """Attention head by head and some queries at a time; the backward pass computes the scores again, likewise.
+
+    Rabe & Staats, 2021 (https://arxiv.org/abs/2112.05682), section 2, all keys at once. Shapes as above.
+    """
+    b, n, _, d = q.shape
+    rows = max(BLOCK // (4 * b * k.shape[1]), 1)
+    rows = next(r for r in range(min(rows, n), 0, -1) if n % r == 0)
+
+    again = jax.checkpoint(attend, prevent_cse=False)  # within a loop nothing is merged anyway
+
+    def head(qkv):
+        q, k, v = qkv
+        some = q.reshape(b, n // rows, rows, d).swapaxes(0, 1)
+        return lax.map(lambda q: again(q, k, v), some).swapaxes(0, 1).reshape(b, n, d)
+
+    return jnp.moveaxis(lax.map(head, tuple(jnp.moveaxis(y, 2, 0) for y in (q, k, v))), 0, 2)
 
 
 ORDERS = ('qkv_head_channel', 'head_qkv_channel', 'head_channel_qkv')

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen_jax.nn import attention
 from gen_jax.nn.attention import dot_product_attention
 from gen_jax.nn.embeddings import timestep_embedding
 from gen_jax.nn.norms import GroupNorm
@@ -45,6 +46,29 @@ def test_attention_softmax_is_float32_in_bfloat16():
     y = dot_product_attention(*(a.astype(jnp.bfloat16) for a in (q, k, v)), implementation='matmul')
     assert y.dtype == jnp.bfloat16
     chex.assert_trees_all_close(y.astype(jnp.float32), jnp.ones((1, 1, 1, 4)), atol=0.01)
+
+
+@pytest.mark.parametrize('rows', [1, 2, 6])
+def test_large_attention_goes_block_by_block(rows, monkeypatch):
+    """Six queries of two images to five keys, `rows` (at most) at a time: the same numbers and gradients."""
+    q, k, v = (jnp.asarray(RNG.randn(2, n, 3, 4), jnp.float32) for n in (6, 5, 5))
+    calls = []
+
+    def f(q, k, v):
+        y = dot_product_attention(q, k, v, implementation='matmul')
+        return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), y
+
+    def counted(*given, blockwise=attention.blockwise):
+        calls.append(given[0].shape)
+        return blockwise(*given)
+
+    run = jax.value_and_grad(f, (0, 1, 2), has_aux=True)
+    whole = jax.jit(run)(q, k, v)
+    monkeypatch.setattr(attention, 'blockwise', counted)
+    monkeypatch.setattr(attention, 'BLOCK', 4 * 2 * 5 * rows)  # bytes of the scores of `rows` queries
+    some = jax.jit(lambda *given: run(*given))(q, k, v)
+    assert calls == ([] if rows == 6 else [(2, 6, 3, 4)])  # all at once fit into eight blocks
+    chex.assert_trees_all_close(some, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_and_its_gradient_at_large_scores():
