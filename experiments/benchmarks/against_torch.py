@@ -2,10 +2,11 @@
 
     python -m experiments.benchmarks.against_torch --reference .venv-reference/bin/python
 
-Three jobs for two networks: the forward pass, a training step (noise, forward, backward, AdamW, EMA; ours is the
-trainer's own update, on one virtual device per core as `gen-jax train` runs) and the 50-step DDIM loop. A ratio below 1
-means that JAX is faster. Beside it: seconds to compile, peak memory of both processes, and the largest difference of
-the two results where they are the same numbers (forward and loop). Each network runs in processes of its own.
+Jobs for each of four networks: the forward pass, a training step (noise, forward, backward, AdamW, EMA; ours is the
+trainer's own update, on one virtual device per core as `gen-jax train` runs) and the loops of two samplers. A ratio
+below 1 means that JAX is faster. Beside it: seconds to compile, peak memory of both processes, and the largest
+difference of the two results where they are the same numbers (forward and loop). Each network runs in processes of its
+own.
 """
 
 import argparse
@@ -30,11 +31,19 @@ NETWORKS = {
         'sample_size': 8, 'in_channels': 1, 'out_channels': 1, 'block_out_channels': (64, 64),
         'down_block_types': ('DownBlock2D', 'AttnDownBlock2D'), 'up_block_types': ('AttnUpBlock2D', 'UpBlock2D'),
         'layers_per_block': 1, 'attention_head_dim': None, 'norm_num_groups': 8, 'num_class_embeds': 11}},
+    'text_tiny': {'batch': 2, 'jobs': ('forward', 'ddim', 'dpmpp_2m'), 'config': {
+        'sample_size': 32, 'block_out_channels': (32, 64), 'down_block_types': ('DownBlock2D', 'CrossAttnDownBlock2D'),
+        'up_block_types': ('CrossAttnUpBlock2D', 'UpBlock2D'), 'cross_attention_dim': 32}},
+    'text100': {'batch': 2, 'jobs': ('forward', 'ddim', 'dpmpp_2m'), 'steps': 10, 'config': {
+        'sample_size': 32, 'block_out_channels': (160, 320, 448), 'down_block_types': ('CrossAttnDownBlock2D',) * 3,
+        'up_block_types': ('CrossAttnUpBlock2D',) * 3, 'cross_attention_dim': 768}},
 }
-"""8,952,067 parameters at 32x32, and the UNet of configs/digits.py at 8x8."""
+"""8,952,067 parameters at 32x32; the UNet of configs/digits.py at 8x8; told a text of 77 vectors at 32x32x4, the UNet
+of the tiny Stable Diffusion pipelines in the tests of diffusers, and one of 99,257,060 parameters. Their batch of 2 is
+what guidance makes of one image."""
 JOBS = ('forward', 'ddim', 'dpmpp_2m', 'train')  # the peer's training changes its weights: last
 SHORT = ('forward', 'train')
-STEPS = 50
+STEPS = 50  # of a loop, unless a network says otherwise
 PAUSE = 0.2  # seconds: idle threads of the one before may spin for a while
 
 
@@ -45,25 +54,33 @@ def seconds(run):
 
 
 def prepare(name, batch):
-    """(network, parameters, start [B, H, W, C], labels or None), the parameters moved off their zeros."""
+    """(network, parameters, start [B, H, W, C], its conditions by keyword); no parameter is zero."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from gen_jax.models import UNet2D
+    from gen_jax.models import UNet2D, UNet2DCondition
     config = NETWORKS[name]['config']
-    unet = UNet2D(**config)
-    shape = (config['sample_size'],) * 2 + (config['in_channels'],)
-    labels = np.arange(batch) % 10 if 'num_class_embeds' in config else None
-    params = unet.init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1),
-                       None if labels is None else labels[:1])['params']
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = tree.unflatten([a + 0.02 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)])
-    return unet, params, jax.random.normal(jax.random.key(2), (batch, *shape)), labels
+    unet = (UNet2DCondition if 'cross_attention_dim' in config else UNet2D)(**config)
+    shape, cond = (config['sample_size'],) * 2 + (unet.in_channels,), {}
+    if 'num_class_embeds' in config:
+        cond['class_labels'] = np.arange(batch, dtype=np.int32) % 10
+    if 'cross_attention_dim' in config:
+        text = (batch, 77, config['cross_attention_dim'])
+        cond['encoder_hidden_states'] = np.asarray(jax.random.normal(jax.random.key(3), text))
+    given = {k: v[:1] for k, v in cond.items()}
+    shapes = jax.eval_shape(lambda: unet.init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), **given))
+    random = np.random.default_rng(1)
+
+    def drawn(path, leaf):
+        x = random.standard_normal(leaf.shape, np.float32) / np.float32(np.sqrt(np.prod(leaf.shape[:-1]) or 1))
+        return jnp.asarray(x if leaf.ndim > 1 else 0.1 * x + (path[-1].key == 'scale'))
+
+    params = jax.tree_util.tree_map_with_path(drawn, shapes['params'])
+    return unet, params, jax.random.normal(jax.random.key(2), (batch, *shape)), cond
 
 
-def jobs(wanted, unet, params, x, labels):
+def jobs(wanted, unet, params, x, cond, steps):
     """{wanted job: (compile seconds, function that runs it and waits)} on one virtual device per core."""
     import functools
 
@@ -82,29 +99,29 @@ def jobs(wanted, unet, params, x, labels):
     placed = jax.device_put(params, replicated(mesh))
     batch = x.shape[0]
     x_T = jax.device_put(x, batch_sharding(mesh))
-    classes = () if labels is None else (jax.device_put(labels, batch_sharding(mesh)),)
+    given = {k: jax.device_put(v, batch_sharding(mesh)) for k, v in cond.items()}
     process = diffusion.discrete_ddpm()
     eps, noise = parameterisation.eps(), Noise(example_keys(0, np.arange(batch)))
     times = jax.device_put(np.full(batch, 500.0, np.float32), batch_sharding(mesh))
-    rows = sampling.grid(process, STEPS, 'trailing')
+    rows = sampling.grid(process, steps, 'trailing')
 
-    def loop(params, x, *labels, solver):
-        network = lambda x, label, cond: unet.apply({'params': params}, x, label, *labels)  # noqa: E731
+    def loop(params, x, given, solver):
+        network = lambda x, label, cond: unet.apply({'params': params}, x, label, **given)  # noqa: E731
         return sampling.sample(noise, eps.denoiser(network, process), getattr(sampling, solver)(), x, rows).x
 
-    programs = {'forward': (lambda params, x, *labels: unet.apply({'params': params}, x, times, *labels))}
+    programs = {'forward': (lambda params, x, given: unet.apply({'params': params}, x, times, **given))}
     programs |= {solver: functools.partial(loop, solver=solver) for solver in ('ddim', 'dpmpp_2m')}
     found = {}
     for job, program in programs.items():
         if job not in wanted:
             continue
         began = time.perf_counter()
-        compiled = jax.jit(program).lower(placed, x_T, *classes).compile()
-        found[job] = time.perf_counter() - began, lambda c=compiled: jax.block_until_ready(c(placed, x_T, *classes))
+        compiled = jax.jit(program).lower(placed, x_T, given).compile()
+        found[job] = time.perf_counter() - began, lambda c=compiled: jax.block_until_ready(c(placed, x_T, given))
 
     if 'train' not in wanted:
         return found
-    conditional = labels is not None
+    conditional = 'class_labels' in cond
     system = systems.diffusion(unet, process, eps, image_shape=tuple(x.shape[1:]),
                                **({'cond': {'class_labels': 'label'}} if conditional else {}))
     system = system._replace(optimizers={k: make_optimizer('adamw', lr=1e-4, weight_decay=1e-2, steps=1000)
@@ -113,7 +130,7 @@ def jobs(wanted, unet, params, x, labels):
     config.data.batch_size = batch
     ema = {'slow': {'decay': 0.9999}}
     runner = make_runner(system, config, ema)
-    host = {'image': np.asarray(x), **({'label': labels.astype(np.int32)} if conditional else {})}
+    host = {'image': np.asarray(x), **({'label': cond['class_labels']} if conditional else {})}
     state = runner.place(init_state(system, 0, host, ema))
     data = runner.put(host)
     began = time.perf_counter()
@@ -136,11 +153,13 @@ def compare(name, args):
 
     from gen_jax.interop.torch_layout import to_torch
     batch = args.batch or NETWORKS[name]['batch']
-    unet, params, x, labels = prepare(name, batch)
+    unet, params, x, cond = prepare(name, batch)
+    steps = NETWORKS[name].get('steps', STEPS)
+    wanted = [job for job in args.jobs.split(',') if job in NETWORKS[name].get('jobs', JOBS)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'weights.npz'
         np.savez(path, config=json.dumps(NETWORKS[name]['config']), x_T=np.asarray(x).transpose(0, 3, 1, 2),
-                 steps=STEPS, **({} if labels is None else {'labels': labels}),
+                 steps=steps, **cond,
                  **{f'w/{k}': np.asarray(v) for k, v in to_torch(params).items()})
         script = Path(__file__).with_name('torch_peer.py')
         peer = subprocess.Popen([args.reference, script, path, str(args.threads), *args.peer], stdin=subprocess.PIPE,
@@ -151,9 +170,9 @@ def compare(name, args):
             peer.stdin.flush()
             return json.loads(peer.stdout.readline())
 
-        found = {'parameters': sum(v.size for v in jax.tree.leaves(params)), 'batch': batch,
+        found = {'parameters': sum(v.size for v in jax.tree.leaves(params)), 'batch': batch, 'steps': steps,
                  'peer': json.loads(peer.stdout.readline())}
-        for job, (compile_seconds, ours) in jobs(args.jobs.split(','), unet, params, x, labels).items():
+        for job, (compile_seconds, ours) in jobs(wanted, unet, params, x, cond, steps).items():
             result, _ = ours(), theirs(job)
             pairs = []
             for _ in range(args.runs if job in SHORT else max(args.runs // 4, 3)):

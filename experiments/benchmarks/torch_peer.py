@@ -24,19 +24,22 @@ DECAY = 0.9999
 def main():
     data = np.load(sys.argv[1])
     torch.set_num_threads(int(sys.argv[2]))
-    model = diffusers.UNet2DModel(**json.loads(str(data['config'])))
+    config = json.loads(str(data['config']))
+    text = torch.tensor(data['encoder_hidden_states']) if 'encoder_hidden_states' in data else None
+    model = (diffusers.UNet2DModel if text is None else diffusers.UNet2DConditionModel)(**config)
     model.load_state_dict({k[2:]: torch.tensor(v) for k, v in data.items() if k.startswith('w/')})
     if sys.argv[3:] == ['channels_last']:
         model.to(memory_format=torch.channels_last)
     x, steps = torch.tensor(data['x_T']), int(data['steps'])
-    labels = torch.tensor(data['labels']).long() if 'labels' in data else None
+    labels = torch.tensor(data['class_labels']).long() if 'class_labels' in data else None
+    cond = (labels,) if text is None else (text, labels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-2)
     average = [p.detach().clone() for p in model.parameters()]
     alphas_cumprod = diffusers.DDPMScheduler().alphas_cumprod
 
     @torch.inference_mode()
     def forward():
-        return model(x, 500, labels).sample
+        return model(x, 500, *cond).sample
 
     @torch.inference_mode()
     def loop(name):
@@ -44,14 +47,14 @@ def main():
         scheduler.set_timesteps(steps)
         y = x
         for t in scheduler.timesteps:
-            y = scheduler.step(model(y, t, labels).sample, t, y).prev_sample
+            y = scheduler.step(model(y, t, *cond).sample, t, y).prev_sample
         return y
 
     def train():
         """One step: noise, forward, loss, backward, AdamW and the average of the weights."""
         noise, t = torch.randn_like(x), torch.randint(0, 1000, (x.shape[0],))
         a = alphas_cumprod[t][:, None, None, None]
-        loss = torch.nn.functional.mse_loss(model(a.sqrt() * x + (1 - a).sqrt() * noise, t, labels).sample, noise)
+        loss = torch.nn.functional.mse_loss(model(a.sqrt() * x + (1 - a).sqrt() * noise, t, *cond).sample, noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
