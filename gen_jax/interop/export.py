@@ -11,6 +11,7 @@ import numpy as np
 
 from gen_jax.interop.classes import CLASSES, abstract_params, class_of
 from gen_jax.interop.formats import Tensor, parse_size, write_json, write_weights
+from gen_jax.interop.load import PIXELS
 from gen_jax.interop.torch_layout import flatten, match_keys, torch_shape, torch_view
 from gen_jax.types import PyTree
 
@@ -32,6 +33,15 @@ def as_tensors(params: PyTree, dtype=None) -> dict[str, Tensor]:
         return Tensor(torch_shape(path, leaf.shape), kind, lambda: torch_view(path, leaf).astype(kind))
 
     return {key: tensor(path, leaf) for key, (path, leaf) in flatten(params).items()}
+
+
+def _pixels(clip: nn.Module) -> dict:
+    """The steps from an image to what the network is shown, as transformers' CLIPImageProcessor reads them."""
+    side = clip.image_size
+    return {'image_processor_type': 'CLIPImageProcessor', 'do_resize': True, 'size': {'shortest_edge': side},
+            'resample': 3, 'do_center_crop': True, 'crop_size': {'height': side, 'width': side}, 'do_rescale': True,
+            'rescale_factor': 1 / 255, 'do_normalize': True, 'image_mean': list(clip.pixel_mean),
+            'image_std': list(clip.pixel_std), 'do_convert_rgb': True}
 
 
 def save_model(module: nn.Module, params: PyTree, folder, dtype=None, max_shard_size: int | str = '10GB',
@@ -68,6 +78,8 @@ def save_model(module: nn.Module, params: PyTree, folder, dtype=None, max_shard_
 
     def write(where):
         write_weights(where, FILE_STEMS[row.library], as_tensors(params, dtype), max_shard_size, variant)
+        if getattr(module, 'pixel_mean', None) is not None:
+            write_json(where / PIXELS, _pixels(module))
         write_json(where / 'config.json', config)
 
     if folder.is_dir():

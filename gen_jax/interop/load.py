@@ -13,6 +13,7 @@ from gen_jax.interop.classes import BUFFERS, abstract_params, adapt, module_from
 from gen_jax.interop.formats import find_weights, read_weights
 from gen_jax.interop.hub import read_json, resolve
 from gen_jax.interop.torch_layout import Match, from_torch, match_keys
+from gen_jax.models.clip import CLIP
 from gen_jax.types import PyTree
 
 __all__ = ['Part', 'load_model', 'open_model']
@@ -20,6 +21,8 @@ __all__ = ['Part', 'load_model', 'open_model']
 ALIGNMENT = 64
 """Bytes to which XLA aligns: an array that starts so is taken over on the CPU, not copied again."""
 THREADS = 4
+PIXELS = 'preprocessor_config.json'
+"""Of a whole CLIP: what its images are standardised with."""
 
 
 class Part(NamedTuple):
@@ -86,6 +89,10 @@ def open_model(path_or_id, subfolder: str = '', variant: str | None = None, **op
     if (folder / 'model_index.json').is_file() and not (folder / 'config.json').is_file():
         raise ValueError(f'{folder} is a pipeline; name a part of it: subfolder="unet", "vae", "text_encoder" ...')
     module = module_from(read_json(folder / 'config.json'), folder / 'config.json')
+    if isinstance(module, CLIP) and (folder / PIXELS).is_file():
+        pixels = read_json(folder / PIXELS)
+        if pixels.get('image_mean') and pixels.get('image_std'):
+            module = module.clone(pixel_mean=tuple(pixels['image_mean']), pixel_std=tuple(pixels['image_std']))
     path = find_weights(folder, variant)
     params = abstract_params(module)
     return Part(module, params, adapt(read_weights(path), params), str(path))

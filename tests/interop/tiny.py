@@ -27,6 +27,7 @@ MODULES = {
     'sd2': models.UNet2DCondition(**{**SD1, 'attention_head_dim': (2, 4), 'use_linear_projection': True}),
     'vae': models.autoencoder_kl_tiny(),
     'clip': models.clip_tiny(vocab_size=50, max_length=9, eos_token_id=49),
+    'clip_pixels': models.clip_tiny(pixel_mean=(0.1, 0.2, 0.3), pixel_std=(0.4, 0.5, 0.6)),
     'text': CLIPTextModel(**TEXT),
     'text_argmax': CLIPTextModel(**{**TEXT, 'eos_token_id': 2}),
     'text_projection': CLIPTextModelWithProjection(**TEXT, projection_dim=6),

@@ -76,7 +76,7 @@ def compare(name, module, params, folder, tmp_path):
         np.testing.assert_allclose(found[key], expected, atol=1e-4 * np.abs(expected).max(), err_msg=f'{name} {key}')
 
 
-@pytest.mark.parametrize('name', MODULES)
+@pytest.mark.parametrize('name', [name for name in MODULES if name != 'clip_pixels'])
 def test_what_we_save_they_load(name, tmp_path):
     module = MODULES[name]
     params = drawn(module)
@@ -84,7 +84,7 @@ def test_what_we_save_they_load(name, tmp_path):
     compare(name, module, params, tmp_path / 'folder', tmp_path)
 
 
-@pytest.mark.parametrize('name', MODULES)
+@pytest.mark.parametrize('name', [name for name in MODULES if name != 'clip_pixels'])
 def test_what_they_save_we_load(name, tmp_path):
     """Their own config.json, whole, and their own keys; sharded, and as a variant in half precision."""
     row = CLASSES[class_of(MODULES[name])]
