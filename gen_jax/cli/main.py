@@ -15,7 +15,9 @@ COMMANDS = {
     'data': 'read a data source through and say what is wrong with it',
     'verify-resume': 'train, kill in the middle, resume, and compare every bit',
     'inspect': 'what a training step of a config will cost, before anything runs',
+    'cache': 'what a trained run makes of a data split, written to disk',
     'convert': 'published weights to a checkpoint, a run to published weights',
+    'embed-text': 'captions through a trained text tower, into a cache on disk',
     'list': 'the configs, systems, models, solvers and metrics that there are',
 }
 

@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image
 
 from gen_jax.data.ledger import CorruptItem
+from gen_jax.data.text_cache import open_text_cache
 
-__all__ = ['centre_crop', 'keep', 'pad', 'random_crop', 'random_flip', 'resize', 'to_grey', 'to_rgb', 'tokenize']
+__all__ = ['centre_crop', 'keep', 'pad', 'random_crop', 'random_flip', 'resize', 'text_embeddings', 'to_grey', 'to_rgb',
+           'tokenize']
 
 Example = dict[str, Any]
 RESIZED_PIXELS = 2**26
@@ -225,6 +227,18 @@ def keep(keys: Sequence[str]) -> PerExample:
     return PerExample(apply, {'name': 'keep', 'keys': list(keys)})
 
 
+def _drawn_text(name: str, example: Example, key: str, rng) -> str:
+    """The text of an entry, or one of several."""
+    text = example.get(key)
+    if isinstance(text, (list, tuple)) and text:
+        text = text[int(rng.integers(len(text)))]
+    if not isinstance(text, str):
+        raise ValueError(f'{name}: this system needs text, but the example has no {key!r} (it has '
+                         f'{sorted(example)}); use a source with captions: shapes, or folder:PATH with a '
+                         f'metadata.jsonl that has file_name and caption')
+    return text
+
+
 def tokenize(tokenizer, key: str = 'caption') -> PerExample:
     """Text to `tokens` int32 [L]; a list or tuple of captions has one drawn for each position.
 
@@ -243,16 +257,30 @@ def tokenize(tokenizer, key: str = 'caption') -> PerExample:
         identity = getattr(tokenizer, '__qualname__', None) or type(tokenizer).__qualname__
 
     def apply(example: Example, rng) -> Example:
-        text = example.get(key)
-        if isinstance(text, (list, tuple)) and text:
-            text = text[int(rng.integers(len(text)))]
-        if not isinstance(text, str):
-            raise ValueError(f'tokenize: this system needs text, but the example has no {key!r} (it has '
-                             f'{sorted(example)}); use a source with captions: shapes, or folder:PATH with a '
-                             f'metadata.jsonl that has file_name and caption')
-        result = encode(text)
+        result = encode(_drawn_text('tokenize', example, key, rng))
         if not isinstance(result, Mapping):
             result = {'tokens': np.asarray(result, np.int32)}
         return {**{k: v for k, v in example.items() if k != key}, **result}
 
     return PerExample(apply, {'name': 'tokenize', 'tokenizer': identity, 'key': key})
+
+
+def text_embeddings(folder: str, key: str = 'caption') -> PerExample:
+    """Text to `encoder_hidden_states` float32 [L, C] and `pooled` float32 [C], read from a cache on disk.
+
+    A list or tuple of captions has one drawn for each position, the same one that `tokenize` would draw.
+
+    Args:
+        folder: made by `gen-jax embed-text`, see `gen_jax.data.text_cache`.
+        key: the entry that holds the text; it is replaced.
+
+    Raises:
+        ValueError: no cache there; where an example has no captions, or one that the cache lacks.
+    """
+    cache = open_text_cache(folder)
+
+    def apply(example: Example, rng) -> Example:
+        states, pooled = cache[_drawn_text('text_embeddings', example, key, rng)]
+        return {**{k: v for k, v in example.items() if k != key}, 'encoder_hidden_states': states, 'pooled': pooled}
+
+    return PerExample(apply, {'name': 'text_embeddings', 'cache': dict(cache.meta), 'key': key})

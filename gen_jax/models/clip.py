@@ -91,6 +91,11 @@ class CLIP(nn.Module):
         """Tokens int [B, L], L <= max_length; mask [B, L], 0 where none may look -> float32 [B, projection_dim]."""
         return self.text_projection(self.text_model(tokens, attention_mask).pooler_output).astype(jnp.float32)
 
+    def text_states(self, tokens: Array) -> tuple[Array, Array]:
+        """What a network can condition on, float32: states [B, L, C] behind the last norm, the pooled one [B, C]."""
+        output = self.text_model(tokens)
+        return output.last_hidden_state.astype(jnp.float32), output.pooler_output.astype(jnp.float32)
+
     def __call__(self, image: Array, tokens: Array, attention_mask: Array | None = None) -> tuple[Array, Array, Array]:
         """(image [B, S, S, 3], tokens [B, L]) -> unit embeddings [B, D] of both, logit_scale ()."""
         u, v = self.encode_image(image), self.encode_text(tokens, attention_mask)

@@ -24,7 +24,8 @@ def clip(network, tokenizer=None, optimizers=None) -> System:
 
     Args:
         network: Linen module with `encode_image(image) -> [B, D]`, `encode_text(tokens) -> [B, D]` and
-            `(image, tokens) -> (unit u, unit v, log scale)` (`gen_jax.models.clip`).
+            `(image, tokens) -> (unit u, unit v, log scale)` (`gen_jax.models.clip`); for text_states also
+            `text_states(tokens) -> ([B, L, C], [B, C])`.
         tokenizer: str or list of str -> int [N, L]; only zero_shot's `captions` need it.
         optimizers: optax transformations by name; the objective uses 'clip'.
 
@@ -34,6 +35,8 @@ def clip(network, tokenizer=None, optimizers=None) -> System:
         in [-1, 1] and 'tokens' int [B, L]. Predict functions:
 
         * encode_image, encode_text: unit 'embedding' [B, D].
+        * text_states: 'encoder_hidden_states' [B, L, C] and 'pooled' [B, C] of the text tower, neither projected nor
+          normalised to unit length: what a conditional network attends to.
         * zero_shot: 'logits' [B, K], 'prediction' int32 [B] and 'probability' [B, K] over K candidate classes of P
           phrasings each, a class being the normalised mean of its unit embeddings (section 3.1.4). Options: tokens int
           [K, P, L] (or [K, L]), or captions, K strings or K equally long lists of P strings.
@@ -81,6 +84,12 @@ def clip(network, tokenizer=None, optimizers=None) -> System:
         del keys, options
         return {'embedding': apply(variables.params, 'encode_text', *need(batch, 'tokens'))}
 
+    def text_states(variables, keys, batch, options):
+        del keys, options
+        states, pooled = network.apply({'params': variables.params['clip']}, *need(batch, 'tokens'),
+                                       method='text_states')
+        return {'encoder_hidden_states': states, 'pooled': pooled}
+
     def zero_shot(variables, keys, batch, options):
         del keys
         params, tokens = variables.params, options['tokens']
@@ -112,6 +121,7 @@ def clip(network, tokenizer=None, optimizers=None) -> System:
     predict = {
         'encode_image': Predict(encode_image),
         'encode_text': Predict(encode_text),
+        'text_states': Predict(text_states),
         'zero_shot': Predict(zero_shot, zero_shot_options),
         'losses': Predict(losses),
     }
