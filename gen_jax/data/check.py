@@ -43,8 +43,9 @@ def open_leniently(name: str, split: str, options: Mapping[str, Any]):
     Raises:
         ValueError: as `gen_jax.data.sources.open_source`, for what leaves nothing to check.
     """
-    if name not in ('digits', 'shapes') and name.partition(':')[0] not in ('folder', 'tfds'):
-        if not Path(name).expanduser().is_dir():
+    there = Path(name).expanduser().is_dir()
+    if name not in ('digits', 'shapes') and (there or ':' not in name):  # a folder's name may hold a colon
+        if not there:
             raise ValueError(f"{name!r} is neither a folder nor a data source; the choices are a path, 'digits', "
                              f"'shapes', 'folder:PATH' and 'tfds:NAME'")
         name = f'folder:{name}'
@@ -135,10 +136,10 @@ def check(name: str, split: str = 'train', options: Mapping[str, Any] | None = N
         sizes[seen.size] += 1
         if seen.captions is not None:
             captions['with' if seen.captions else 'without'] += 1
-        if seen.label is not None:
+        if np.ndim(seen.label) == 0 and np.asarray(seen.label).dtype.kind in 'iu':  # else a problem, named already
             classes[int(seen.label)] += 1
         equal[seen.pixels].append(index)
-        labels[index] = None if seen.label is None else int(seen.label)
+        labels[index] = repr(seen.label)
     names = source.info.get('label_names')
     if names is None and classes:
         names = [str(i) for i in range(max(source.info.get('num_classes') or 0, max(classes) + 1))]
@@ -175,11 +176,11 @@ def _notes(report: Mapping[str, Any], source, resized: bool, at_odds: int) -> li
     if at_odds:
         notes.append(f'{at_odds} groups of equal pictures carry different labels')
     if isinstance(source, Folder):
-        notes += _folder_notes(source)
+        notes += _folder_notes(source, report['source'])
     return notes
 
 
-def _folder_notes(source: Folder) -> list[str]:
+def _folder_notes(source: Folder, name: str) -> list[str]:
     root, files = source.root, list_files(source.root)
     notes = []
     others = Counter(PurePosixPath(name).suffix.lower() or '(none)' for name in files
@@ -190,6 +191,9 @@ def _folder_notes(source: Folder) -> list[str]:
     if without := sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith('.')
                          and not any(is_image(name) and name.startswith(p.name + '/') for name in files)):
         notes.append(f'{len(without)} sub-folders hold no picture: {", ".join(without[:10])}')
+    top = Path(name.removeprefix('folder:')).expanduser()
+    if loose := 0 if top == root else sum(is_image(p.name) and p.is_file() for p in top.iterdir()):
+        notes.append(f'{loose} pictures lie beside the folders of the splits: they are not read')
     home = root.resolve()
     if away := sum(not (root / name).resolve().is_relative_to(home) for name, entry
                    in zip(source.names, source.entries, strict=True) if not entry.problem):

@@ -87,6 +87,9 @@ def make_runner(system: System, config, ema, devices=None) -> Runner:
 
         update = make_update(system, **common)
         shape = ' x '.join(f'{k} {v}' for k, v in mesh.shape.items() if v > 1) or 'one device'
+        idle = ''.join(f'; train.sharding={preset} cuts nothing, since train.mesh.{axis} is 1'
+                       for preset, axis in zip(sharding.PRESETS, ('fsdp', 'model'), strict=True)
+                       if preset in rules and mesh.shape[axis] == 1 < mesh.size)
         options = CPU_REMAT if config.train.remat and devices[0].platform == 'cpu' else None
         jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
 
@@ -99,8 +102,8 @@ def make_runner(system: System, config, ema, devices=None) -> Runner:
         shard = sharding.process_shard(mesh)
         return Runner(
             mesh, run, lambda s: sharding.put_state(s, mesh, rules), lambda b: sharding.put_batch(b, mesh, *shard),
-            lambda s: s, lambda target: sharding.state_sharding(mesh, target, rules), f'jit over {shape} ({kind})',
-            trace, shard)
+            lambda s: s, lambda target: sharding.state_sharding(mesh, target, rules),
+            f'jit over {shape} ({kind}){idle}', trace, shard)
     if several and jax.local_device_count() * jax.process_count() != jax.device_count():
         raise ValueError('train.parallel=pmap needs the same number of devices in every process')
     local, one = jax.local_device_count(), make_update(system, **common, axis_name='batch')

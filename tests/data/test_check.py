@@ -128,7 +128,7 @@ def test_notes(root, capsys):
         '1 classes have no readable picture in this split: bat', '1 pictures are copies of another one',
         '1 groups of equal pictures carry different labels',
         '1 files are not read, by their extension: 1 .txt', '1 sub-folders hold no picture: owl',
-        '1 pictures are links out of the folder']
+        '1 pictures lie beside the folders of the splits: they are not read', '1 pictures are links out of the folder']
     assert all(note in summary(report) for note in report['notes'])
     assert 'differ in size' not in str(check(str(root.parent), options={'image_size': 8})['notes'])
     assert 'differ in size' not in str(check(str(root.parent), resized=True)['notes'])
@@ -148,6 +148,11 @@ def test_metadata_problems_and_captions(tmp_path, capsys):
     code, out, _ = run(capsys, tmp_path)
     assert code == 1 and out.startswith('3 of 3 items') and out.count('\n  problem: ') == 3
     assert 'line 1: not JSON' in out and 'line 2: file_name' in out and '2 images have no line' in out
+    for labels in (['cat', 'dog', 'dog'], [[1, 2], [0], [1]], [0.5, 1.5, 2.5]):  # beside a bad line; of no kind known
+        lines = [json.dumps({'file_name': f'{n}.png', 'label': x}) for n, x in zip('abc', labels, strict=True)]
+        (tmp_path / 'metadata.jsonl').write_text('\n'.join(['nonsense'] * (labels[0] == 'cat') + lines))
+        code, out, err = run(capsys, tmp_path)
+        assert code == 1 and out.startswith('3 of 3 items') and out.count('\n  problem: ') == 1 and not err
 
 
 def test_other_sources(tmp_path, capsys):

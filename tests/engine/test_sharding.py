@@ -199,6 +199,17 @@ def test_refusals_name_the_leaf_and_the_remedy():
     assert specs(tree, (r'fc1/kernel=', r'fc1/bias=', r'fc2/kernel=', 'tensor'), model=4)['fc1/kernel'] == ()
 
 
+@pytest.mark.parametrize('mesh, rules, said', [
+    ({'data': 8}, ('fsdp',), 'jit over data 8 (cpu); train.sharding=fsdp cuts nothing, since train.mesh.fsdp is 1'),
+    ({'fsdp': 8}, ('fsdp', 'tensor'),
+     'jit over fsdp 8 (cpu); train.sharding=tensor cuts nothing, since train.mesh.model is 1'),
+    ({'fsdp': 2, 'model': 4}, ('fsdp', 'tensor'), 'jit over fsdp 2 x model 4 (cpu)'),
+    ({'data': 1}, ('fsdp',), 'jit over one device (cpu)')])  # the same config on a laptop
+def test_a_preset_that_cuts_nothing_is_said(mesh, rules, said):
+    runner = make_runner(transformer(), config_of(mesh, rules), EMA, jax.devices()[:int(np.prod(list(mesh.values())))])
+    assert runner.description == said
+
+
 def test_pmap_holds_everything_everywhere():
     for mesh, rules, message in (({'data': 8}, ('fsdp',), "train.sharding=.*'fsdp'.*train.parallel=jit"),
                                  ({'fsdp': 8}, ('.*=',), 'train.mesh.fsdp=8 needs train.parallel=jit')):
