@@ -32,6 +32,9 @@ def _opener(kind: str) -> Callable[..., Source]:
     if kind == 'shapes':
         from gen_jax.data.shapes import shapes
         return shapes
+    if kind == 'cached':
+        from gen_jax.data.cached import cached
+        return cached
     if kind == 'folder':
         from gen_jax.data.folder import folder
         return folder
@@ -40,7 +43,7 @@ def _opener(kind: str) -> Callable[..., Source]:
 
 
 def open_source(name: str, split: str = 'train', **options) -> Source:
-    """Opens 'digits', 'shapes', 'folder:PATH' or 'tfds:NAME[/CONFIG][:VERSION]'.
+    """Opens 'digits', 'shapes', 'folder:PATH', 'tfds:NAME[/CONFIG][:VERSION]' or 'cached:PATH'.
 
     Args:
         name: which data.
@@ -51,10 +54,10 @@ def open_source(name: str, split: str = 'train', **options) -> Source:
         ValueError: unknown name or option, with the choices; whatever the source itself refuses.
     """
     kind, _, rest = name.partition(':')
-    needs_rest = kind in ('folder', 'tfds')
-    if kind not in ('digits', 'shapes', 'folder', 'tfds') or needs_rest != bool(rest):
-        raise ValueError(f"unknown data source {name!r}; the choices are 'digits', 'shapes', 'folder:PATH' and "
-                         f"'tfds:NAME' (such as 'folder:photos' or 'tfds:cifar10')")
+    needs_rest = kind in ('folder', 'tfds', 'cached')
+    if not needs_rest and kind not in ('digits', 'shapes') or needs_rest != bool(rest):
+        raise ValueError(f"unknown data source {name!r}; the choices are 'digits', 'shapes', 'folder:PATH', "
+                         f"'tfds:NAME' and 'cached:PATH' (such as 'folder:photos' or 'tfds:cifar10')")
     opener = _opener(kind)
     arguments = (rest, split) if needs_rest else (split,)
     known = list(inspect.signature(opener).parameters)[len(arguments):]

@@ -331,7 +331,7 @@ def test_order_is_grains():
 
 def test_open_source_lists_the_choices():
     for name in ('cifar', 'folder', 'folder:', 'digits:8', ''):
-        with pytest.raises(ValueError, match="'digits', 'shapes', 'folder:PATH' and 'tfds:NAME'"):
+        with pytest.raises(ValueError, match="'digits', 'shapes', 'folder:PATH', 'tfds:NAME' and 'cached:PATH'"):
             open_source(name)
     with pytest.raises(ValueError, match="'digits' has no option 'size'.*image_size"):
         open_source('digits', size=8)
