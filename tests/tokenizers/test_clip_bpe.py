@@ -103,8 +103,9 @@ def test_every_character_of_the_basic_plane(cut_characters):
 
 
 @pytest.mark.slow
-def test_every_other_character(cut_characters):
-    cut_characters(0x10000, 0x110000)
+@pytest.mark.parametrize('first, last', [(0x10000, 0x40000), (0xE0000, 0xE2000)])
+def test_every_other_plane_that_has_characters(cut_characters, first, last):
+    cut_characters(first, last)
 
 
 def test_one_file_instead_of_two(folders, tmp_path):
