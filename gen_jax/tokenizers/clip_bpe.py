@@ -87,7 +87,8 @@ class ClipTokenizer:
             raise ValueError(f'{len(wrong)} of {len(merges)} merges are about tokens that the vocabulary lacks, such '
                              f'as {" ".join(wrong[0])!r}; vocabulary and merges belong to different tokenizers')
         self._ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
-        self._tokens = {i: token for token, i in self.vocab.items()}
+        written = {text: normalise(text) for text, token in self.added.items() if token.normalized}
+        self._tokens = {i: written.get(token, token) for token, i in self.vocab.items()}
         self._specials = {token.id for token in self.added.values() if token.special}
         self._as_is = _any_of(text for text, token in self.added.items() if not token.normalized)
         self._lowered = {normalise(text): token.id for text, token in self.added.items() if token.normalized}

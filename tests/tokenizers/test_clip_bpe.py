@@ -61,6 +61,11 @@ def test_decoding_of_a_thousand_strings(plain):
         plain.decode([320, 99999])
 
 
+def test_added_tokens_are_decoded(folders):
+    tokenizer = ClipTokenizer.from_files(folders['listed'])
+    assert tokenizer.decode(tokenizer.ids('a <MyCat> and MY\tdog!')) == 'a <MyCat>and my dog'
+
+
 def batch(tokenizer, texts, length):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
