@@ -12,6 +12,8 @@ os.environ.setdefault('NPROC', '64')
 # module at a time, halve what is left of compiling; jaxlib 0.11 has them no more, and ends at an unknown flag.
 if '--xla_backend_optimization_level=0' in os.environ.get('XLA_FLAGS', '') and version('jaxlib').startswith('0.10.'):
     os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+# Small programs too are in the cache below: reading one takes a third of compiling it, and they are the most.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -21,7 +23,6 @@ jax.config.update('jax_num_cpu_devices', 8)
 # Processes that tests start, and the workers of pytest-xdist, share what has been compiled.
 CACHE = Path(os.environ.setdefault('GEN_JAX_CACHE', str(Path(__file__).parent.parent / '.pytest_cache' / 'xla')))
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 # This starts the backend: later wishes for another number of devices, as the commands have, come too late.
 assert jax.device_count() == 8
 

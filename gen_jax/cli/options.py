@@ -67,7 +67,8 @@ def prepare_jax(cpu_devices: int = 0, batch_size: int = 0, compile_cache: bool =
         cache = os.environ.get('GEN_JAX_CACHE') or Path(
             os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gen_jax' / 'xla'
         jax.config.update('jax_compilation_cache_dir', str(cache))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+        if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+            jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def fail(message: str) -> int:
