@@ -134,8 +134,8 @@ class Checkpoints:
             earlier = f'The newest good one is step {self.steps()[-1]}' if self.steps() else 'There is no earlier one'
         self._unsaved += f'. {earlier}. Free some space (gen-jax checkpoint prune) or mend the folder'
         if self._on_error == 'raise':
-            raise CheckpointError(self._unsaved + ', then run the same command again; checkpoint.on_error=continue '
-                                  'trains on without a checkpoint') from error
+            hint = '; checkpoint.on_error=continue trains on without a checkpoint' * (jax.process_count() == 1)
+            raise CheckpointError(f'{self._unsaved}, then run the same command again{hint}') from error
         _say(f'WARNING: {self._unsaved}; training goes on, and the next save tries again')
 
     def _clean(self):

@@ -1,12 +1,14 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and folders that one run alone writes to."""
 
 import contextlib
+import errno
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ['replacing', 'write_text', 'save_npz']
+__all__ = ['holding', 'replacing', 'write_text', 'save_npz']
 
 
 @contextlib.contextmanager
@@ -23,6 +25,36 @@ def replacing(path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def holding(folder, seconds: float = 5.0) -> Iterator[None]:
+    """Keeps other runs out of a folder for the block, where its file system can; a killed process keeps nothing.
+
+    Args:
+        seconds: that the run before may take to end.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    import fcntl
+
+    handle, end = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as e:
+                if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    break  # a network file system without such locks
+            if time.monotonic() >= end:
+                raise BlockingIOError(f'{folder} is in use by another run, which would be damaged: wait for its end, '
+                                      'stop it, or use another folder')
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_text(path, text: str) -> None:

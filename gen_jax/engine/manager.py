@@ -4,10 +4,12 @@ import asyncio
 import functools
 import logging
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -35,6 +37,31 @@ def ranked(metrics: Mapping[str, float], name: str, mode: str) -> dict[str, floa
     return {name: float(value) if np.isfinite(value) else _worst(mode)}
 
 
+class _Manager(ocp.CheckpointManager):
+    """Knows when a save has failed in this process, also where others still wait for it."""
+
+    def __init__(self, path: Path, options: ocp.CheckpointManagerOptions, **kwargs):
+        self._failed = threading.Event()
+        if jax.process_count() > 1:
+            options.async_options.barrier_sync_fn = self._meet
+        super().__init__(path, options=options, **kwargs)
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Orbax's barrier, but not for a thread on its way out of a failed save.
+
+        Orbax would have it meet the others (in a `finally`), who are at another barrier: both for 20 minutes. The error
+        comes out instead, the loop hears of it, and ends the others.
+        """
+        error = sys.exc_info()[1]
+        if error is not None and threading.current_thread() is not threading.main_thread():
+            self._failed.set()
+            raise error
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+    def is_saving_in_progress(self) -> bool:
+        return not self._failed.is_set() and super().is_saving_in_progress()
+
+
 def open_manager(path: Path, keep_last: int, keep_every: int | None, best_metric: str, best_mode: str,
                  read_only: bool) -> ocp.CheckpointManager:
     """The manager of a checkpoints folder."""
@@ -51,7 +78,7 @@ def open_manager(path: Path, keep_last: int, keep_every: int | None, best_metric
                                                       keep_checkpoints_without_metrics=False))
 
     def manager(**kwargs):
-        return ocp.CheckpointManager(
+        return _Manager(
             path, options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
                 best_fn=rank if best_metric else None,  # so that metrics are written, for the next start to rank

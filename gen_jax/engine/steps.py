@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gen_jax.engine import integrity
+from gen_jax.engine.files import holding
 from gen_jax.engine.integrity import CheckpointError, IntegrityError
 
 __all__ = ['TEMPORARY', 'Step', 'read_meta', 'find_steps', 'describe', 'choose', 'prune']
@@ -110,6 +111,7 @@ def prune(path, keep_last: int, keep_every: int | None = None, dry_run: bool = F
 
     Raises:
         CheckpointError: no checkpoint there, or not a run's folder, or no step that verifies (then nothing is deleted).
+        BlockingIOError: the run is training.
     """
     folders = find_steps(path)
     if Path(path).resolve() == folders[0].resolve():
@@ -127,11 +129,13 @@ def prune(path, keep_last: int, keep_every: int | None = None, dry_run: bool = F
     if newest is None and going:
         raise CheckpointError('no step verifies, so nothing was deleted:\n  ' + '\n  '.join(reasons))
     removed = [(p, _bytes(p)) for p in folders if int(p.name) in going and p != newest]
-    for folder, _ in removed if not dry_run else ():
-        leaving = folder.with_name(folder.name + TEMPORARY)
-        shutil.rmtree(leaving, ignore_errors=True)
-        folder.rename(leaving)
-        shutil.rmtree(leaving)
+    if not dry_run:
+        with holding(folders[0].parents[1], seconds=0):
+            for folder, _ in removed:
+                leaving = folder.with_name(folder.name + TEMPORARY)
+                shutil.rmtree(leaving, ignore_errors=True)
+                folder.rename(leaving)
+                shutil.rmtree(leaving)
     return removed, newest
 
 

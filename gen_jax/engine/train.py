@@ -24,7 +24,7 @@ from gen_jax.engine import guard
 from gen_jax.engine.checkpoint import Checkpoints, check_retention
 from gen_jax.engine.distributed import check_shared_folder
 from gen_jax.engine.evaluate import Predictor, evaluate, numeric
-from gen_jax.engine.files import write_text
+from gen_jax.engine.files import holding, write_text
 from gen_jax.engine.guard import NonFiniteError
 from gen_jax.engine.images import grid, save_png, to_uint8
 from gen_jax.engine.parallel import make_runner
@@ -51,6 +51,7 @@ def train(run: Run, workdir, stop: Stop | None = None, dog: Watchdog | None = No
 
     Raises:
         WorkdirError, CheckpointError, ValueError: a workdir, checkpoint, batch or data pipeline that does not fit.
+        BlockingIOError: another run is training in the workdir.
         NonFiniteError: by train.nonfinite, and where its limits are used up.
     """
     config, workdir = run.config, Path(workdir).absolute()
@@ -82,6 +83,8 @@ def train(run: Run, workdir, stop: Stop | None = None, dog: Watchdog | None = No
             runner.state_shardings(fresh)
         check_shared_folder(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
+        if process == 0:
+            stack.enter_context(holding(workdir))
         stack.enter_context(dog.watch(config.train.hang_seconds, workdir))
         store = Checkpoints(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every,
                             best_metric=config.checkpoint.best_metric, best_mode=config.checkpoint.best_mode,

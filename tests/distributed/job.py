@@ -7,6 +7,7 @@ trains once for each scenario, in FOLDER/SCENARIO, and leaves result-PROCESS.jso
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -122,6 +123,11 @@ def kill(number):
     return lambda: os.kill(os.getpid(), number)
 
 
+def fill():
+    """An event: from now on the kernel refuses this process files above 2 kB, as a full disk would."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
 def fail():
     """An event: this process cannot go on."""
     raise ValueError('shelf 7 is empty')
@@ -135,17 +141,20 @@ def events_of(scenario, process):
         'die-1': [{}, {9: kill(signal.SIGKILL)}], 'die-0': [{9: kill(signal.SIGKILL)}, {}],
         'stop-1': [{}, {9: kill(signal.SIGSTOP)}], 'stop-0': [{9: kill(signal.SIGSTOP)}, {}],
         'block': [{}, {9: lambda: time.sleep(1000)}], 'fail': [{}, {9: fail}],
+        'full-0': [{30: fill}, {}], 'full-1': [{}, {30: fill}],
         'twice': [{}, {9: lambda: [kill(signal.SIGINT)(), kill(signal.SIGINT)()]}],
     }
     return [*table.get(scenario, []), *[{}] * 8][process]
 
 
-def settings_of(scenario, process):
+def settings_of(scenario, process, folder=None):
     """Settings that differ from those of the straight run."""
     if scenario == 'wall':  # one machine's clock may run ahead
         return {'train.max_seconds': 0.001 if process else 1e6}
-    return {'pmap': {'train.parallel': 'pmap'}, 'fsdp': {'train.mesh.fsdp': -1, 'train.mesh.data': 1,
-                                                         'train.sharding': "('fsdp',)", 'train.steps': 30},
+    parts = {'train.mesh.fsdp': -1, 'train.mesh.data': 1, 'train.sharding': "('fsdp',)"}
+    return {'pmap': {'train.parallel': 'pmap'}, 'fsdp': {**parts, 'train.steps': 30},
+            'full-0': {**parts, 'log.every_steps': 20}, 'full-1': parts,
+            'from': {**parts, 'train.init_from': f'{folder}/fsdp', 'train.init_ema': 'slow', 'train.steps': 1},
             'tensor': {'train.mesh.model': -1, 'train.mesh.data': 1},
             }.get(scenario, {'train.hang_seconds': 6.0} if scenario.startswith(('die', 'stop', 'block')) else {})
 
@@ -167,7 +176,7 @@ def main(argv):
         for scenario in scenarios:
             workdir = Path(folder) / scenario
             run, opened = make_run(events_of(scenario, process), 9 if scenario == 'nan' else None,
-                                   scenario in ('straight', 'pmap', 'tensor'), **settings_of(scenario, process))
+                                   scenario in ('straight', 'pmap', 'tensor'), **settings_of(scenario, process, folder))
             result = train(run, workdir, dog=job.dog)
             np.save(workdir / f'seen-{process}.npy', np.array(opened[0].seen))
             (workdir / f'result-{process}.json').write_text(json.dumps(

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from gen_jax.engine import integrity
 from gen_jax.engine.checkpoint import read_leaves
 from gen_jax.engine.train import train
 from tests.distributed import job
@@ -53,6 +54,16 @@ def test_two_signals_to_two_processes(tmp_path):
 def test_what_ends_one_process_ends_both(tmp_path, scenario, expected, message):
     for code, output in finish(start(tmp_path, scenario)):
         assert code == expected and message in output, output[-3000:]
+
+
+@pytest.mark.parametrize('scenario', ['full-0', 'full-1'])
+def test_a_save_that_fails_in_one_process_ends_both_at_once(tmp_path, scenario):
+    """Orbax has the two wait for each other, at different barriers, for 20 minutes."""
+    for code, output in finish(start(tmp_path, scenario), 200):
+        assert code == 2 and 'could not be saved in' in output and 'File too large' in output, output[-3000:]
+        assert 'on_error=continue' not in output, 'no advice for several processes'
+    steps = [p for p in (tmp_path / scenario / 'checkpoints').iterdir() if p.name.isdigit()]
+    assert [p.name for p in steps] == ['20'] and integrity.verify(steps[0])
 
 
 @pytest.fixture(scope='module')

@@ -28,7 +28,7 @@ def free_port():
 
 def start(folder, *scenarios, devices=1, count=2):
     """The processes, running."""
-    environment = {k: v for k, v in os.environ.items() if k not in ('NPROC', 'XLA_FLAGS')}
+    environment = {k: v for k, v in os.environ.items() if k != 'NPROC'}
     address = f'127.0.0.1:{free_port()}'
     return [subprocess.Popen(
         [sys.executable, '-m', 'tests.distributed.job', address, str(k), str(count), str(devices), str(folder),
@@ -69,7 +69,7 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pair')
     first = train(job.make_run(scored=False, **{'train.steps': 20})[0], folder / 'resume')  # to be continued by the two
     assert first.step == 20
-    done = finish(start(folder, 'straight', 'pmap', 'fsdp', 'resume', 'term', 'wall', 'die-1'))
+    done = finish(start(folder, 'straight', 'pmap', 'fsdp', 'from', 'resume', 'term', 'wall', 'die-1'))
     for _, output in done:
         print(output[-4000:])
     return folder, done
@@ -117,6 +117,15 @@ def test_only_process_0_writes(pair):
     assert [r['step'] for r in read_jsonl(workdir / 'metrics.jsonl') if 'fit/loss' in r] == list(range(1, 51))
     assert done[0][1].count('finished at step 50 of 50') == 3 and 'finished at' not in done[1][1]
     assert 'resuming from step 20' in done[0][1] and 'resuming' not in done[1][1]
+
+
+def test_two_processes_begin_from_another_run(pair):
+    """One step of Adam away from the average of the run that train.init_from names."""
+    folder, _ = pair
+    mine, theirs = read_leaves(folder / 'from'), read_leaves(folder / 'fsdp')
+    for name in ('first', 'last'):
+        apart = np.abs(mine[f'params/net/{name}'] - theirs[f'ema/slow/params/net/{name}'])
+        assert 0.005 < apart.max() < 0.0101
 
 
 def test_stops_are_agreed_on(pair):

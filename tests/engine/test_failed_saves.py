@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import jax.numpy as jnp
@@ -152,6 +153,27 @@ def test_what_killed_saves_and_deletions_left_is_removed_at_the_next_start(tmp_p
     assert len(list((tmp_path / 'checkpoints').iterdir())) == 3, 'a reader changes nothing'
     Checkpoints(tmp_path).close()
     assert left(tmp_path) == ['1']
+
+
+def test_on_its_way_out_of_a_failed_save_a_thread_waits_for_no_other_process(tmp_path):
+    """Of two processes: `test_a_save_that_fails_in_one_process_ends_both_at_once`."""
+    store, raised = Checkpoints(tmp_path), []
+
+    def save():
+        try:
+            store._manager._meet(key='before', timeout_ms=1)
+            try:
+                no_space()
+            finally:
+                store._manager._meet(key='after', timeout_ms=1)
+        except OSError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    thread.join()
+    assert raised[0].errno == errno.ENOSPC and store._manager._failed.is_set()
+    store.close()
 
 
 def test_another_error_is_not_hidden_by_a_failed_save(tmp_path, monkeypatch, capsys):

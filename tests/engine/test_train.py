@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen_jax.cli.main import main
 from gen_jax.config import apply_overrides, base_config
 from gen_jax.engine import resume, start
 from gen_jax.engine.checkpoint import Checkpoints, read_leaves, read_params
 from gen_jax.engine.evaluate import Evaluator
+from gen_jax.engine.files import holding
 from gen_jax.engine.signals import Stop
 from gen_jax.engine.train import NonFiniteError, Run, WorkdirError, check_workdir, train
 from gen_jax.engine.writers import read_jsonl
@@ -133,6 +135,22 @@ def test_what_is_accepted_leaves_a_line_in_the_log(tmp_path, monkeypatch, capfd)
     assert lines[0]['accepted'][2].startswith('code: jax: ') and len(lines[0]['accepted']) == 3
     said = capfd.readouterr().out
     assert 'note: git: ' in said and said.count('accepted: ') == 3
+
+
+def test_one_run_at_a_time_in_a_workdir(tmp_path, monkeypatch, capsys):
+    """A second one would take what the first is saving for what a kill left, and both would write one log."""
+    monkeypatch.setattr('gen_jax.engine.train.holding', lambda folder: holding(folder, seconds=0))
+    train(make(None, '--config.train.steps=4'), tmp_path, stop=Stop())
+    before = sorted(str(p) for p in tmp_path.rglob('*'))
+    with holding(tmp_path):
+        with pytest.raises(BlockingIOError, match=f'{tmp_path} is in use by another run'):
+            train(make(), tmp_path, stop=Stop())
+        assert main(['checkpoint', 'prune', str(tmp_path), '--keep-last', '1']) == 2
+        assert 'is in use by another run' in capsys.readouterr().err
+        assert sorted(str(p) for p in tmp_path.rglob('*')) == before
+        read_leaves(tmp_path)  # readers may come at any time
+    assert main(['checkpoint', 'prune', str(tmp_path), '--keep-last', '1']) == 0
+    assert train(make(), tmp_path, stop=Stop()).step == 6
 
 
 def test_unreadable_meta_falls_back(tmp_path):
