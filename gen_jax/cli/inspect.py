@@ -30,6 +30,8 @@ def run(argv) -> int:
     args, overrides = parse(p, argv)
     if args.help:
         return show_help(p, args.config)
+    if args.depth < 1:
+        return fail(f'gen-jax inspect: --depth {args.depth}: at least 1')
     if not args.config:
         return fail('gen-jax inspect: needs --config NAME; gen-jax list shows the configs')
     from gen_jax.config import apply_overrides, load_config

@@ -176,7 +176,7 @@ def inspect_run(system: System, config, batch: Mapping[str, Any], *, plain: Syst
         ValueError: unknown chip or axis, mesh or batch that do not fit, rules that do not cover the state.
     """
     chip = costs.find_chip(chip) if chip else None
-    if fit_gib is not None and fit_gib <= 0:
+    if fit_gib is not None and not 0 < fit_gib < np.inf:
         raise ValueError(f'--fit {fit_gib}: a positive number of GiB')
     if fit_gib is not None and not compiled:
         raise ValueError('--fit needs to compile: leave --no-compile out')

@@ -172,6 +172,8 @@ def test_refusals_are_one_line(capsys, tmp_path):
             ([*debug, '--mesh', 'data'], 'is not AXIS=N'),
             ([*debug, '--mesh', 'data=0'], 'sizes are at least 1'),
             ([*debug, '--mesh', 'data=1', '--fit', '-1'], '--fit -1.0: a positive number of GiB'),
+            ([*debug, '--mesh', 'data=1', '--fit', 'nan'], '--fit nan: a positive number of GiB'),
+            ([*debug, '--depth', '0'], '--depth 0: at least 1'),
             ([*debug, '--mesh', 'data=1', '--fit', '1', '--no-compile'], 'leave --no-compile out'),
             ([*debug, '--mesh', 'data=1', '--input', 'image'], 'expected KEY=DTYPE'),
             ([*debug, '--mesh', 'fsdp=2', "--config.train.sharding=('.*kernel=fsdp','.*=')"],
