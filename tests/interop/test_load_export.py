@@ -234,3 +234,36 @@ def test_what_cannot_be_exported(tmp_path):
     with pytest.raises(ValueError, match='max_shard_size'):
         save_model(MODULES['unet'], params_of('unet'), tmp_path / 'a', max_shard_size='big')
     assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+SD_BLOCKS = {'block_out_channels': [320, 640, 1280, 1280], 'layers_per_block': 2, 'norm_num_groups': 32,
+             'down_block_types': ['CrossAttnDownBlock2D'] * 3 + ['DownBlock2D'], 'norm_eps': 1e-05, 'freq_shift': 0,
+             'up_block_types': ['UpBlock2D'] + ['CrossAttnUpBlock2D'] * 3, 'flip_sin_to_cos': True, 'in_channels': 4,
+             'out_channels': 4, 'downsample_padding': 1, 'mid_block_scale_factor': 1, 'act_fn': 'silu',
+             'center_input_sample': False, '_diffusers_version': '0.6.0', '_class_name': 'UNet2DConditionModel'}
+CONFIGS = {  # as config.json of the published folders says
+    'sd15_unet': {**SD_BLOCKS, 'sample_size': 64, 'cross_attention_dim': 768, 'attention_head_dim': 8},
+    'sd21_unet': {**SD_BLOCKS, 'sample_size': 96, 'cross_attention_dim': 1024, 'attention_head_dim': [5, 10, 20, 20],
+                  'use_linear_projection': True, 'upcast_attention': True, 'dual_cross_attention': False,
+                  'only_cross_attention': False, 'num_class_embeds': None},
+    'sdxl_unet': {**SD_BLOCKS, 'sample_size': 128, 'cross_attention_dim': 2048, 'attention_head_dim': [5, 10, 20],
+                  'block_out_channels': [320, 640, 1280], 'transformer_layers_per_block': [1, 2, 10],
+                  'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
+                  'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'],
+                  'use_linear_projection': True, 'addition_embed_type': 'text_time', 'addition_time_embed_dim': 256,
+                  'projection_class_embeddings_input_dim': 2816, 'addition_embed_type_num_heads': 64,
+                  'class_embeddings_concat': False, 'conv_in_kernel': 3, 'conv_out_kernel': 3,
+                  'resnet_out_scale_factor': 1.0, 'time_embedding_type': 'positional', 'num_attention_heads': None,
+                  'mid_block_type': 'UNetMidBlock2DCrossAttn', 'upcast_attention': None, 'timestep_post_act': None},
+    'sd_vae': {'_class_name': 'AutoencoderKL', '_diffusers_version': '0.6.0', 'act_fn': 'silu', 'in_channels': 3,
+               'block_out_channels': [128, 256, 512, 512], 'down_block_types': ['DownEncoderBlock2D'] * 4,
+               'latent_channels': 4, 'layers_per_block': 2, 'norm_num_groups': 32, 'out_channels': 3,
+               'sample_size': 512, 'up_block_types': ['UpDecoderBlock2D'] * 4},
+}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_published_configs_are_those_of_the_factories(name):
+    found, expected = module_from(CONFIGS[name]), getattr(models, name)()
+    assert found == expected.clone(upcast_attention=found.upcast_attention) if 'unet' in name else found == expected
+    assert bool(getattr(found, 'upcast_attention', None)) == bool(getattr(expected, 'upcast_attention', None))

@@ -143,6 +143,7 @@ def test_a_trained_run_answers_the_same_in_diffusers(tmp_path):
     """The digits' UNet, trained by the shipped config for a few steps, exported by the command."""
     run = tmp_path / 'run'
     assert main(['train', '--config', 'digits', '--workdir', str(run), '--config.train.steps=3',
+                 '--config.optim.warmup_steps=1',
                  '--config.sample.every_steps=0', '--config.evaluate.heldout.every_steps=0']) == 0
     assert main(['convert', str(run), str(tmp_path / 'folder'), '--to', 'torch']) == 0
     module, params = load_model(tmp_path / 'folder')
