@@ -132,6 +132,9 @@ def prune(path, keep_last: int, keep_every: int | None = None, dry_run: bool = F
     if not dry_run:
         with holding(folders[0].parents[1], seconds=0):
             for folder, _ in removed:
+                if folder.is_symlink():  # a step that was moved to another disk stays there
+                    folder.unlink()
+                    continue
                 leaving = folder.with_name(folder.name + TEMPORARY)
                 shutil.rmtree(leaving, ignore_errors=True)
                 folder.rename(leaving)

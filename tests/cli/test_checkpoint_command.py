@@ -127,6 +127,13 @@ def test_prune_keeps_multiples_and_leaves_no_half_step(run, capsys, monkeypatch)
     assert steps(run) == [30, 40]
 
 
+def test_prune_of_a_step_that_is_a_link(run, tmp_path, capsys):
+    shutil.move(run / 'checkpoints' / '20', tmp_path / '20')
+    (run / 'checkpoints' / '20').symlink_to(tmp_path / '20')
+    assert call(capsys, 'prune', run, '--keep-last', 1)[0] == 0
+    assert steps(run) == [40] and integrity.verify(tmp_path / '20')
+
+
 def test_diff_of_equal_runs_reads_no_arrays(run, original, capsys, monkeypatch):
     monkeypatch.setattr('gen_jax.engine.difference.read_leaves', lambda path: pytest.fail('read the arrays'))
     code, out, _ = call(capsys, 'diff', run, original)
