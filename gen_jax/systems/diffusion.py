@@ -11,7 +11,7 @@ from gen_jax.diffusion.times import discrete_uniform, uniform
 from gen_jax.sampling.likelihood import dequantise as bins
 from gen_jax.systems.diffusion_likelihood import likelihood_predicts
 from gen_jax.systems.diffusion_predicts import Trained, predicts
-from gen_jax.systems.inputs import condition_of, images_of
+from gen_jax.systems.inputs import arguments, condition_of, images_of
 from gen_jax.types import Objective, Parameterisation, Process, System, Times
 
 __all__ = ['diffusion']
@@ -52,7 +52,8 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
         weighting: level -> weight [B] of the squared error in the network's own space; default: the loss's own (1).
         loss: (network, process, parameterisation, weighting) -> loss(x0, t, noise, cond) [B], see
             gen_jax.diffusion.loss; default: `denoising_loss`.
-        cond: network keyword -> batch key, for instance {'class_labels': 'label'}.
+        cond: network keyword -> batch key, for instance {'class_labels': 'label'}; 'added_cond/time_ids' is an entry of
+            the keyword added_cond.
         null: network keyword -> the value that stands for 'no condition', for instance {'class_labels': 10}.
         cond_dropout: probability with which an example's condition is replaced by `null` in training (Ho & Salimans
             2022, Algorithm 1); 0 trains no unconditional branch, and guidance is then refused.
@@ -108,8 +109,8 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
     def apply(params, noise=None):
         def call(x, label, cond):
             if noise is None:
-                return network.apply({'params': params}, x, label, **cond, deterministic=True)
-            return network.apply({'params': params}, x, label, **cond, deterministic=False,
+                return network.apply({'params': params}, x, label, **arguments(cond), deterministic=True)
+            return network.apply({'params': params}, x, label, **arguments(cond), deterministic=False,
                                  rngs={'dropout': noise.key('dropout')})
         return call
 
@@ -126,7 +127,7 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
         x = jnp.asarray(images_of(batch, image_shape))[:1]
         given = {k: v[:1] for k, v in condition(batch).items()}
         history = {'times': times.init()} if hasattr(times, 'init') else {}
-        return {'unet': network.init(key, x, jnp.zeros(1), **given)['params']}, history
+        return {'unet': network.init(key, x, jnp.zeros(1), **arguments(given))['params']}, history
 
     def objective(params, state, batch, noise):
         x0, given = images_of(batch, image_shape), condition(batch)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from gen_jax.types import Array, Batch, Cond
 
-__all__ = ['condition_of', 'images_of']
+__all__ = ['arguments', 'condition_of', 'images_of']
 
 
 def condition_of(batch: Batch, cond: Mapping[str, str]) -> Cond:
@@ -18,6 +18,18 @@ def condition_of(batch: Batch, cond: Mapping[str, str]) -> Cond:
         raise ValueError(f'the batch has no {missing[0]!r}, which conditions the network: it has {sorted(batch)}; '
                          'use a source with labels, or a system without cond')
     return {name: batch[key] for name, key in cond.items()}
+
+
+def arguments(cond: Cond) -> dict:
+    """A network's keyword arguments, some of which are dicts: {'a': x, 'b/c': y} -> {'a': x, 'b': {'c': y}}."""
+    tree: dict = {}
+    for name, value in cond.items():
+        *outer, last = name.split('/')
+        node = tree
+        for part in outer:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
 
 
 def images_of(batch: Batch, image_shape: Sequence[int]) -> Array:

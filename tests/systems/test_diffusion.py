@@ -185,6 +185,26 @@ def test_a_dequantised_model_gives_grey_levels_back():
         inpaint({**batch, 'mask': 255 * batch['mask']})
 
 
+def test_a_condition_may_be_an_entry_of_an_argument():
+    """As SDXL's pooled text: the network gets a dict, everything else has flat names."""
+    seen = []
+
+    class Nested(nn.Module):
+        @nn.compact
+        def __call__(self, x, t, added, *, deterministic=True):
+            seen.append(sorted(added))
+            return nn.Dense(1)(x) * (1 + added['pooled'].sum(-1) + added['size'])[:, None, None, None]
+
+    batch = {'image': IMAGES, 'a': np.ones((4, 3), np.float32), 'b': np.arange(4, dtype=np.float32)}
+    s = systems.diffusion(Nested(), diffusion.vp(), parameterisation.v(), image_shape=(4, 4, 1),
+                          cond={'added/pooled': 'a', 'added/size': 'b'}, null={'added/pooled': 0.0}, cond_dropout=0.5)
+    s = s._replace(optimizers={'unet': optax.sgd(1.0)})
+    state = jax.eval_shape(lambda: init_state(s, 0, batch, {}))
+    jax.eval_shape(make_update(s, seed=0, ema={}), state, batch)
+    assert seen and all(names == ['pooled', 'size'] for names in seen)
+    assert s.predict['generate'].reads == ('a', 'b')
+
+
 def test_guidance_needs_an_unconditional_branch():
     for kwargs in ({'cond_dropout': 0.0}, {'null': {}}):
         with pytest.raises(ValueError, match='no unconditional branch'):
