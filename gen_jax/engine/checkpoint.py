@@ -291,7 +291,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             aside = self.path.parent / 'checkpoints-unreadable'
             aside.mkdir(exist_ok=True)
-            for step in steps:
+            for step in (s for s in steps if (self.path / str(s)).exists()):  # one may have been deleted meanwhile
                 target = next(t for n in range(10_000) if not (t := aside / f'{step}.{n}').exists())
                 (self.path / str(step)).rename(target)
                 _say(f'WARNING: moved the unreadable step to {target}')

@@ -176,6 +176,17 @@ def test_on_its_way_out_of_a_failed_save_a_thread_waits_for_no_other_process(tmp
     store.close()
 
 
+def test_a_step_that_somebody_deleted_meanwhile(tmp_path, capsys):
+    """Orbax still lists it: what a rollback would go back to."""
+    store = Checkpoints(tmp_path)
+    for step in (1, 2):
+        store.save(step, state(step), {}, wait=True)
+    shutil.rmtree(tmp_path / 'checkpoints' / '2')
+    assert store.restore(state(0))[1]['step'] == 1 and store.steps() == [1]
+    assert 'falling back to step 1' in capsys.readouterr().out
+    store.close()
+
+
 def test_another_error_is_not_hidden_by_a_failed_save(tmp_path, monkeypatch, capsys):
     store = Checkpoints(tmp_path)
     monkeypatch.setattr(integrity, 'write_manifest', no_space)
