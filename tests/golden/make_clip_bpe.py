@@ -1,17 +1,19 @@
 """Prints the ids that transformers' CLIPTokenizer gives to a thousand strings: clip_bpe.npz.
 
-Needs transformers 5.23 and CLIP's vocabulary, which the wheel of open_clip_torch holds:
-`PYTHONPATH=. python tests/golden/make_clip_bpe.py open_clip/bpe_simple_vocab_16e6.txt.gz`. The strings are made again
-from seeds. Stored are the ids under the whole vocabulary, the part of it that these strings use (the ids are kept,
-merges that never happen are left out, so nothing changes), and how every character is cut.
+Needs transformers 5.23: `PYTHONPATH=. python tests/golden/make_clip_bpe.py`. CLIP's vocabulary comes from the wheel of
+open_clip_torch, which pip downloads; nothing of it is installed or run. The strings are made again from seeds. Stored
+are the ids under the whole vocabulary, the part of it that these strings use (the ids are kept, merges that never
+happen are left out, so nothing changes), and how every character is cut.
 """
 
 import gzip
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -147,14 +149,23 @@ def used_merges(tokenizer, ranks: dict) -> set:
     return used
 
 
-def main(path):
+def published_merges(folder: Path) -> list[tuple[str, str]]:
+    """CLIP's 48,894 merges; the file goes on, but the vocabulary does not."""
+    command = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', str(folder), 'open_clip_torch==3.3.0']
+    subprocess.run(command, check=True)
+    (wheel,) = folder.glob('open_clip_torch*.whl')
+    with zipfile.ZipFile(wheel) as files:
+        lines = gzip.decompress(files.read('open_clip/bpe_simple_vocab_16e6.txt.gz')).decode().split('\n')
+    return [tuple(line.split()) for line in lines[1:49152 - 256 - 2 + 1]]
+
+
+def main():
     from transformers import CLIPTokenizer
 
-    lines = gzip.open(path).read().decode().split('\n')
-    merges = [tuple(line.split()) for line in lines[1:49152 - 256 - 2 + 1]]
+    temporary = Path(tempfile.mkdtemp())
+    every = merges = published_merges(temporary)
     tokens = [*letters(), *(x + '</w>' for x in letters()), *map(''.join, merges), '<|startoftext|>', '<|endoftext|>']
     vocab = {token: i for i, token in enumerate(tokens)}
-    temporary = Path(tempfile.mkdtemp())
     out, texts = {}, strings()
     whole = CLIPTokenizer.from_pretrained(write_folder(temporary / 'whole', vocab, merges, 'plain'))
     used = used_merges(whole, {pair: rank for rank, pair in enumerate(merges)})
@@ -164,8 +175,7 @@ def main(path):
     print(len(texts), 'strings,', len(merges), 'merges,', len(part), 'tokens')
     for name in FOLDERS:
         folders = [write_folder(temporary / size / name, v, m, name)
-                   for size, v, m in [('all', vocab, [tuple(line.split()) for line in lines[1:48895]]),
-                                      ('part', part, merges)]]
+                   for size, v, m in [('all', vocab, every), ('part', part, merges)]]
         cases = texts if name == 'plain' else FOLDER_STRINGS
         full, reduced = (CLIPTokenizer.from_pretrained(folder)(cases)['input_ids'] for folder in folders)
         if name != 'listed':  # where further tokens get their ids depends on the vocabulary's size there
@@ -186,4 +196,4 @@ def main(path):
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    main()
