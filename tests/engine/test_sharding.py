@@ -139,6 +139,13 @@ ATTENTION = {  # factory: ({path: the last axes of its sharding}, number of leav
         'mid_block/attentions.0/to_out.0/kernel': IN, 'mid_block/attentions.0/to_out.0/bias': ('-',),
         'time_embedding/linear_1/kernel': OUT, 'time_embedding/linear_2/kernel': IN,
         'conv_in/kernel': ('-', '-')}, 4 * 7 + 3),
+    'unet_condition_tiny': ({
+        'down_blocks.0/attentions.0/transformer_blocks.0/attn1/to_q/kernel': OUT,
+        'mid_block/attentions.0/transformer_blocks.0/attn2/to_k/kernel': OUT,
+        'up_blocks.1/attentions.1/transformer_blocks.0/attn2/to_out.0/kernel': IN,
+        'up_blocks.1/attentions.1/transformer_blocks.0/ff/net.0.proj/bias': BIAS,
+        'up_blocks.1/attentions.1/transformer_blocks.0/ff/net.2/kernel': IN,
+        'up_blocks.1/attentions.1/proj_in/kernel': ('-', '-')}, 4 * (4 + 4 + 3) + 3),
     'adm_tiny': ({
         'middle_block.1/qkv/kernel': OUT, 'middle_block.1/qkv/bias': BIAS, 'middle_block.1/proj_out/kernel': IN,
         'time_embed.0/kernel': OUT, 'time_embed.2/kernel': IN}, None),
@@ -161,7 +168,9 @@ def test_tensor_names_attention_and_perceptrons_of_every_family(factory):
     expected, count = ATTENTION[factory]
     network, key = getattr(models, factory)(), jax.random.key(0)
     image, label = jnp.zeros((2, 8, 8, 3 if factory == 'clip_tiny' else 1)), jnp.zeros(2, jnp.int32)
+    text = jnp.zeros((2, 8, 8, 4)), label, jnp.zeros((2, 5, 16))
     arguments = {'clip_tiny': (image, jnp.zeros((2, 8), jnp.int32)), 'unet_tiny': (image, label, label),
+                 'unet_condition_tiny': text,
                  'adm_tiny': (image, label, label)}.get(factory, (image, jnp.ones(2)))
     if factory == 'songunet_digits' and network.label_dim:
         arguments = (*arguments, label)
