@@ -12,21 +12,21 @@ def get_config(arg=''):
     arg = parse_arg(arg, adversarial=False, debug=False)
     c = base_config()
     c.data.source = 'shapes'
-    c.data.batch_size = 16
+    c.data.batch_size = 32
     c.data.options = {'fields': ('image',)}
     c.system = {
         'name': 'systems.autoencoder_kl',
         'network': {'name': 'models.autoencoder_kl_shapes'},
-        'reconstruction': 'l1',
-        'kl_weight': 1e-4,
-        'contrast_weight': 4.0,
+        'reconstruction': 'l2',
+        'kl_weight': 1e-6,
+        'contrast_weight': 0.0,
     }
-    c.optim.lr = 2e-3
+    c.optim.lr = 1e-3
     c.optim.schedule = 'cosine'
     c.optim.warmup_steps = 100
     c.optim.b2 = 0.99
     c.optim.clip_norm = 1.0
-    c.train.steps = 6000
+    c.train.steps = 3000
     c.train.ema = {'slow': {'decay': 0.995, 'warmup': True}}
     c.log.every_steps = 100
     c.checkpoint.every_steps = 500

@@ -3,6 +3,9 @@
 Both are functions of functions over arrays, so that any encoder and decoder can be wrapped, inside or outside jit. What
 is computed per tile is one `lax.map` per tile shape: the memory is that of one tile, whatever the image's size, and a
 shape is compiled once. Tiles change the result: norms and attention see a tile instead of the image.
+
+Stable Diffusion's autoencoder at 512x512 in float32, one image, beside its weights (134 MiB to encode, 189 to decode),
+as XLA plans it on a CPU: 384 MiB to encode and 640 MiB to decode whole, 112 and 165 MiB in tiles of 256 pixels.
 """
 
 from collections.abc import Callable
