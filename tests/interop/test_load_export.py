@@ -14,7 +14,7 @@ from gen_jax import models
 from gen_jax.interop.classes import CLASSES, class_of, module_from
 from gen_jax.interop.export import save_model
 from gen_jax.interop.formats import Tensor, read_weights, write_safetensors
-from gen_jax.interop.load import load_model, open_model
+from gen_jax.interop.load import aligned, load_model, open_model
 from gen_jax.interop.table import lines
 from gen_jax.interop.torch_layout import to_torch
 from tests.interop.tiny import MODULES, drawn
@@ -62,6 +62,17 @@ def test_loaded_weights_do_not_need_the_file(tmp_path):
         file.write(bytes(path.stat().st_size))
     shutil.rmtree(folder)
     chex.assert_trees_all_equal(loaded, params_of('unet'))
+
+
+@pytest.mark.parametrize('shape', [(70, 300), (300, 70), (3, 3, 65, 257), (2, 64, 256), (5,), (), (1, 1)])
+@pytest.mark.parametrize('dtype', [np.float32, np.float16])
+def test_copies_are_whole_and_aligned(shape, dtype):
+    """Sizes around those of the tiles that are transposed at a time."""
+    expected = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    view = np.moveaxis(expected, -1, 0).copy() if shape else expected
+    copied = aligned(np.moveaxis(view.astype(np.float32), 0, -1) if shape else view, dtype)
+    assert copied.flags.c_contiguous and copied.dtype == dtype and copied.ctypes.data % 64 == 0
+    np.testing.assert_array_equal(copied, expected.astype(dtype))
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
