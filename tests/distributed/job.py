@@ -123,8 +123,10 @@ def kill(number):
     return lambda: os.kill(os.getpid(), number)
 
 
-def fill():
-    """An event: from now on the kernel refuses this process files above 2 kB, as a full disk would."""
+def fill(folder):
+    """From the checkpoint of step 20 on the kernel refuses this process files above 2 kB, as a full disk would."""
+    while not (folder / 'checkpoints' / '20').exists():
+        time.sleep(0.01)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
@@ -133,7 +135,7 @@ def fail():
     raise ValueError('shelf 7 is empty')
 
 
-def events_of(scenario, process):
+def events_of(scenario, process, folder=None):
     """{step: what happens there to this process}."""
     table = {
         'term': [{}, {7: kill(signal.SIGTERM)}],
@@ -141,7 +143,7 @@ def events_of(scenario, process):
         'die-1': [{}, {9: kill(signal.SIGKILL)}], 'die-0': [{9: kill(signal.SIGKILL)}, {}],
         'stop-1': [{}, {9: kill(signal.SIGSTOP)}], 'stop-0': [{9: kill(signal.SIGSTOP)}, {}],
         'block': [{}, {9: lambda: time.sleep(1000)}], 'fail': [{}, {9: fail}],
-        'full-0': [{30: fill}, {}], 'full-1': [{}, {30: fill}],
+        'full-0': [{30: lambda: fill(folder)}, {}], 'full-1': [{}, {30: lambda: fill(folder)}],
         'twice': [{}, {9: lambda: [kill(signal.SIGINT)(), kill(signal.SIGINT)()]}],
     }
     return [*table.get(scenario, []), *[{}] * 8][process]
@@ -175,7 +177,7 @@ def main(argv):
             jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
         for scenario in scenarios:
             workdir = Path(folder) / scenario
-            run, opened = make_run(events_of(scenario, process), 9 if scenario == 'nan' else None,
+            run, opened = make_run(events_of(scenario, process, workdir), 9 if scenario == 'nan' else None,
                                    scenario in ('straight', 'pmap', 'tensor'), **settings_of(scenario, process, folder))
             result = train(run, workdir, dog=job.dog)
             np.save(workdir / f'seen-{process}.npy', np.array(opened[0].seen))
