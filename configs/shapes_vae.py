@@ -2,6 +2,13 @@
 
     gen-jax train --config shapes_vae --workdir runs/shapes_vae
     gen-jax evaluate --workdir runs/shapes_vae
+    gen-jax cache --workdir runs/shapes_vae --split train --out caches/shapes
+
+An autoencoder of 0.95 million parameters, squared errors and a KL term too small to matter for the pictures. `test`
+is 2,000 scenes of seen shape-colour pairs, `heldout` 2,000 of unseen ones: `psnr` in dB (the scenes' own noise caps it
+near 34), and `scene`, the share of reconstructions in which the oracle reads count, shapes, colours and sizes right.
+
+Expected of the whole run, on 2 idle CPU cores in about 20 minutes: at least 30 dB and 0.95. Not yet run to its end.
 """
 
 from gen_jax.config import base_config, parse_arg

@@ -34,7 +34,8 @@ def autoencoder_kl(
 
     Args:
         network: Linen module with `encode(image) -> (mean, log_var)` and `decode(z) -> image`
-            (`gen_jax.models.AutoencoderKL`); a `train` argument of both turns on dropout.
+            (`gen_jax.models.AutoencoderKL`); a `train` argument of both turns on dropout. With a discriminator, its
+            parameters hold the last layer as 'decoder/conv_out'.
         reconstruction: 'l1' (published) or 'l2', whose best answer has the best PSNR.
         kl_weight: of the KL term in nats, against the reconstruction error summed over an image; the published range
             is 1e-6 to 1e-4.
