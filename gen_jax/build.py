@@ -383,7 +383,7 @@ def load(workdir, step: int | None = None, ema: str | None = None, overrides=())
         raise CheckpointError(f'{workdir} holds no run (no config.json): train first, or check --workdir')
     store = Checkpoints(workdir, read_only=True)
     meta = store.meta(step)
-    text = path.read_text() if path.exists() else json.dumps(meta['config'])  # each checkpoint holds a copy
+    text = path.read_bytes() if path.exists() else json.dumps(meta['config'])  # each checkpoint holds a copy
     config = config_lib.complete(config_lib.from_json(text))
     config = config_lib.apply_overrides(config, overrides)
     predictor = predictor_for(config)
