@@ -98,6 +98,7 @@ class UNet2DCondition(nn.Module):
             the channels, fields that need each other.
 
     Example:
+        >>> import jax
         >>> from gen_jax.models import unet_condition_tiny
         >>> unet, x, t = unet_condition_tiny(), jnp.zeros((2, 8, 8, 4)), jnp.array([0, 999])
         >>> text = jnp.zeros((2, 5, 16))
