@@ -70,6 +70,10 @@ def test_folders_that_are_none(tmp_path):
     with pytest.raises(ValueError, match='is no cache of text embeddings .*gen-jax embed-text'):
         open_text_cache(tmp_path)
     folder = write_text_cache(tmp_path, ['cat'], encode, ENCODER)
+    np.save(folder / 'states.npy', np.zeros((2, 1, 3), np.float16))
+    with pytest.raises(ValueError, match=r'2 captions of shape \[2, 3\], but states \(2, 1, 3\)'):
+        open_text_cache(folder)
+    np.save(folder / 'states.npy', np.zeros((2, 2, 3), np.float16))
     (folder / 'captions.json').write_text(json.dumps(['cat']))
     with pytest.raises(ValueError, match=r'1 captions of shape \[2, 3\], but states \(2, 2, 3\)'):
         open_text_cache(folder)
