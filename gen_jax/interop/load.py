@@ -1,7 +1,7 @@
 """Published weights in: a folder or a hub id becomes a module and its parameters, leaf by leaf."""
 
+import mmap
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,7 +20,7 @@ __all__ = ['Part', 'load_model', 'open_model']
 
 ALIGNMENT = 64
 """Bytes to which XLA aligns: an array that starts so is taken over on the CPU, not copied again."""
-THREADS = 4
+LARGE = 2 ** 20
 TILE = 64, 256
 """Rows and columns that are transposed at a time."""
 PIXELS = 'preprocessor_config.json'
@@ -44,22 +44,17 @@ class Part(NamedTuple):
     def load(self, dtype=None, place: Callable[[np.ndarray], Any] = jax.device_put) -> tuple[nn.Module, PyTree]:
         """(module, params) in a dtype; None is float32. See `load_model` for `place` and the errors.
 
-        Several threads transpose, since numpy lets others run while it copies. Beside the parameters themselves at
-        most `THREADS` tensors are held on the host.
+        Beside the parameters themselves one tensor at a time is held on the host. (Threads do not help: they wait for
+        each other where the kernel hands out fresh memory.)
         """
         shapes, module = self.params, self.module
         if dtype is not None:
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
             module = module.clone(dtype=jnp.dtype(dtype))
-        with ThreadPoolExecutor(THREADS) as pool:
-            def later(view, dtype):
-                return pool.submit(lambda: place(aligned(view, dtype)))
-
-            try:
-                futures = from_torch(self.tensors, shapes, BUFFERS, later)
-            except ValueError as e:
-                raise ValueError(f'{self.source}: {e}') from None
-            return module, jax.tree.map(lambda future: future.result(), futures)
+        try:
+            return module, from_torch(self.tensors, shapes, BUFFERS, lambda view, kind: place(aligned(view, kind)))
+        except ValueError as e:
+            raise ValueError(f'{self.source}: {e}') from None
 
 
 def load_model(path_or_id, subfolder: str = '', dtype=None, variant: str | None = None, *,
@@ -104,7 +99,7 @@ def aligned(view: np.ndarray, dtype) -> np.ndarray:
     """A contiguous copy of a (strided) view of a file, in a dtype, where XLA can use it as it is."""
     dtype = np.dtype(dtype)
     size = view.size * dtype.itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
+    memory = np.empty(size + ALIGNMENT, np.uint8) if size < LARGE else np.frombuffer(_fresh(size), np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     out = memory[start:start + size].view(dtype).reshape(view.shape)
     if view.ndim < 2 or view.flags.c_contiguous:
@@ -116,3 +111,7 @@ def aligned(view: np.ndarray, dtype) -> np.ndarray:
             np.copyto(out[part], view[part], casting='unsafe')
     return out
 
+
+def _fresh(size: int) -> mmap.mmap:
+    """Anonymous memory whose pages are all there. numpy asks for huge pages, for which the kernel can stall."""
+    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, 'MAP_POPULATE', 0))
