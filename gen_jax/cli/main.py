@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     'train': 'train a config, or resume it',
     'sample': 'generate pictures from a trained run (PNG and NPZ)',
+    'generate': 'pictures from prompts, with Stable Diffusion weights in the published format',
     'evaluate': 'score a trained run with the metrics of its config',
     'sweep': 'do, list or print the runs of a sweep in a config',
     'report': 'runs beside each other: one HTML page, CSV and Markdown',

@@ -45,10 +45,15 @@ def expose_cpu_devices(count: int, batch_size: int, cores: int | None = None) ->
         count: the number of devices; 0 chooses as many as there are cores and as divide the batch.
         batch_size: this process's part of it.
         cores: for this process; None: all there are.
+
+    Raises:
+        ValueError: a count below 0.
     """
     import os
 
     keep_freed_memory()
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ValueError(f'train.cpu_devices={count!r}: give a number of virtual devices, or 0 for one per core')
     cores = cores or usable_cores()
     if not count:
         count = next(n for n in range(cores, 0, -1) if batch_size % n == 0)
@@ -144,6 +149,9 @@ def state_sharding(mesh: Mesh, tree: PyTree, rules: Sequence[str] = ('.*=',)) ->
         bad = [a for a in axes if a and a not in AXES]
         if bad:
             raise ValueError(f'axis {bad[0]!r}: choose from {", ".join(AXES)}')
+        named = [a for a in axes if a]
+        if len(set(named)) < len(named):
+            raise ValueError(f'{text!r} names an axis twice; an axis cuts one dimension of a leaf')
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     presets = [r for r in rules if '=' not in r]

@@ -241,11 +241,11 @@ def _clip(kind: str, c: dict, sampler: dict) -> dict[str, Any] | None:
     return {'name': 'clip_x0', 'limit': c['clip_sample_range'], 'recompute_eps': eps} if c.get('clip_sample') else None
 
 
-def _index_rows(kind: str, c: dict, process: Process, steps: int) -> levels.Rows:
+def _index_rows(kind: str, c: dict, process: Process, steps: int, compat: bool = False) -> levels.Rows:
     if kind == 'LCMScheduler':
         times, end = levels.lcm_times(c, steps), -1.0
     else:
-        times, end = levels.index_times(c, steps), -1.0 if c.get('set_alpha_to_one', True) else 0.0
+        times, end = levels.index_times(c, steps, compat), -1.0 if c.get('set_alpha_to_one', True) else 0.0
     if times[0] >= process.steps or times[-1] < 0:
         raise ValueError(f"timestep_spacing={c['timestep_spacing']!r} with steps={steps} and steps_offset="
                          f"{c['steps_offset']} leaves the table 0 .. {process.steps - 1}; take fewer steps.")
@@ -256,7 +256,7 @@ def _index_rows(kind: str, c: dict, process: Process, steps: int) -> levels.Rows
 
 def _aims(kind: str, c: dict, process: Process, steps: int) -> tuple[levels.Rows, levels.Rows]:
     """(rows, targets) of DDIM as diffusers walks it, T // steps indices at a time; row 0 of the targets is not read."""
-    rows = _index_rows(kind, c, process, steps)
+    rows = _index_rows(kind, c, process, steps, True)
     stride = process.steps // steps
     end = -1.0 if c['set_alpha_to_one'] else 0.0
 
@@ -277,7 +277,8 @@ def from_diffusers(config: Mapping[str, Any], compat: bool = False) -> Scheduler
             schedulers, as diffusers ignores them. What the config leaves out has the default of diffusers 0.42.1.
         compat: follow diffusers also where it deviates from the paper: DDIM goes to t - T // steps on uneven spacings,
             DDPM with a large variance adds noise to the last sample unless it stands at index 0, DDIM inversion tells
-            the network the time of the target, third-order DPM-Solver++ has half its last term, PNDM averages v.
+            the network the time of the target, third-order DPM-Solver++ has half its last term, PNDM averages v, a
+            single step of the spacing 'linspace' starts from the least noise.
 
     Raises:
         ValueError: an unknown class, option or value, and options that we do not have, each by name.
@@ -295,7 +296,7 @@ def from_diffusers(config: Mapping[str, Any], compat: bool = False) -> Scheduler
             raise ValueError(f'mu={mu} needs a config with use_dynamic_shifting=True.')
         if kind in INDEX:
             aims = compat and kind in ('DDIMScheduler', 'DDIMInverseScheduler')
-            return _aims(kind, c, process, steps)[0] if aims else _index_rows(kind, c, process, steps)
+            return _aims(kind, c, process, steps)[0] if aims else _index_rows(kind, c, process, steps, compat)
         if kind in MULTISTEP:
             return levels.multistep_rows(c, process, steps, MULTISTEP[kind], mu)
         if kind.startswith('EDM'):
@@ -304,7 +305,7 @@ def from_diffusers(config: Mapping[str, Any], compat: bool = False) -> Scheduler
             return levels.flow_rows({**OPTIONS['FlowMatchEulerDiscreteScheduler'], **c}, steps, mu)
         if kind == 'IPNDMScheduler':
             return levels.ipndm_rows(steps)
-        rows = levels.linear_rows(c, table, steps, kind.startswith('KDPM2'))
+        rows = levels.linear_rows(c, table, steps, kind.startswith('KDPM2'), compat)
         if _continuous(c):
             rows = rows._replace(t=0.25 * np.log(np.where(rows.sigma == 0, rows.sigma[-2] / rows.alpha[-2],
                                                           rows.sigma / rows.alpha)))

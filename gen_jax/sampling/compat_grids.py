@@ -47,11 +47,16 @@ def spaced(c, steps: int, total: int) -> np.ndarray:
     raise ValueError(f"Unknown timestep_spacing {c['timestep_spacing']!r}; choose 'linspace', 'leading' or 'trailing'.")
 
 
-def index_times(c, steps: int) -> np.ndarray:
+def evenly(T: int, steps: int, compat: bool) -> np.ndarray:
+    """From T - 1 to 0; a single one is 0 in diffusers (compat), where there is next to no noise, else T - 1."""
+    return np.linspace(0, T - 1, steps)[::-1] if compat else np.linspace(T - 1, 0, steps)
+
+
+def index_times(c, steps: int, compat: bool = False) -> np.ndarray:
     """Indices [steps] of the 'index' family."""
     T = c['num_train_timesteps']
     if c['timestep_spacing'] == 'linspace':
-        return np.round(np.linspace(0, T - 1, steps))[::-1]
+        return np.round(evenly(T, steps, compat))
     return spaced(c, steps, T)
 
 
@@ -84,10 +89,10 @@ def _times_of(process: Process, ratios) -> np.ndarray:
     return process.inverse(-np.log(np.maximum(ratios, 1e-10)))
 
 
-def linear_rows(c, process: Process, steps: int, round_karras: bool) -> Rows:
+def linear_rows(c, process: Process, steps: int, round_karras: bool, compat: bool = False) -> Rows:
     """The 'linear' family; `round_karras`: timesteps of Karras levels are rounded (KDPM2)."""
     T, table = process.steps, _table(process)
-    times = np.linspace(T - 1, 0, steps) if c['timestep_spacing'] == 'linspace' else spaced(c, steps, T)
+    times = evenly(T, steps, compat) if c['timestep_spacing'] == 'linspace' else spaced(c, steps, T)
     ratios = np.interp(times, np.arange(T), table)
     new = respace(c, steps, ratios[-1], ratios[0])
     if new is not None:

@@ -21,7 +21,9 @@ _ADAMS_BASHFORTH = np.array([[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 
 _WARM_ROWS = {'none': 0, 'heun': 1, 'runge_kutta': 3}
 
 
-class _State(NamedTuple):
+class PseudoState(NamedTuple):
+    """The last values of a pseudo numerical method."""
+
     past: Array
     """[3, B, ...]: eps at the last points, the newest first."""
     known: Array
@@ -39,7 +41,7 @@ def _pseudo(warm_up: str, process: Process | None = None, compat: bool = False) 
     """warm_up: 'none' | 'heun' (one step) | 'runge_kutta' (three)."""
 
     def init(point):
-        return _State(jnp.zeros((3, *point.x.shape), point.x.dtype), jnp.int32(0))
+        return PseudoState(jnp.zeros((3, *point.x.shape), point.x.dtype), jnp.int32(0))
 
     def read(d, level):
         return level.alpha * d.eps - level.sigma * d.x0 if compat else d.eps
@@ -79,7 +81,7 @@ def _pseudo(warm_up: str, process: Process | None = None, compat: bool = False) 
             warm = (state.known < _WARM_ROWS[warm_up]) & (t.alpha > 0) & (s.sigma > 0)
             end = jax.lax.cond(warm, heun if warm_up == 'heun' else runge_kutta, adams_bashforth)
         past = jnp.concatenate([value[None], state.past[:2]])
-        return Point(end, s, d.aux), _State(past, jnp.minimum(state.known + 1, 3))
+        return Point(end, s, d.aux), PseudoState(past, jnp.minimum(state.known + 1, 3))
 
     return Sampler(init, step)
 
