@@ -17,11 +17,7 @@ _TEXT = ('tokenize', 'text_embeddings')
 
 
 def _text_transform(config):
-    """The spec of the transform that reads the text.
-
-    Raises:
-        ConfigError: none, or several.
-    """
+    """The spec of the transform that reads the text; ConfigError if there is none or several."""
     transforms = json.loads(to_json(config))['data']['transforms']
     found = [t for t in transforms if isinstance(t, dict) and t.get('name') in _TEXT]
     if len(found) != 1:
