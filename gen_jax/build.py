@@ -216,7 +216,7 @@ def build(config) -> Run:
         return pipeline.train_iterator(source, **common, shard_index=shard_index, shard_count=shard_count,
                                        ledger=ledger, num_threads=config.data.threads, buffer_size=config.data.buffer)
 
-    with pipeline.train_iterator(source, **common, num_threads=0) as data:
+    with open_data(0, 1, None) as data:
         example = data.batch(0)
     evaluators = {name: make_evaluator(config, system, name, spec) for name, spec in config.evaluate.items()}
     sampler = None

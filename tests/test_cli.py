@@ -124,6 +124,8 @@ BAD = {
              'parallel=pmap.*use 8 or'),
     'groups': (['--config', 'digits:debug', '--config.system.network.norm_num_groups=3'],
                'norm_num_groups=3 does not divide'),
+    'virtual devices': (['--config', 'digits:debug', '--config.train.cpu_devices=-2'], 'train.cpu_devices=-2'),
+    'prefetching': (['--config', 'digits:debug', '--config.data.buffer=-1'], 'data.buffer=-1'),
     'image size': (['--config', 'digits:debug', '--config.data.options.image_size=16'], 'unknown config key'),
     'steps too many': (['--config', 'digits:debug', '--config.sample.settings.steps=5000'], '1000'),
     'no such ema': (['--config', 'digits:debug', '--config.sample.ema=fast'], "ema 'fast': choose from"),

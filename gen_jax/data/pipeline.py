@@ -237,6 +237,9 @@ class Pipeline:
                  cache: bool | str = 'auto'):
         """See `train_iterator`."""
         self._local = _check_shards(len(source) or 1, batch_size, shard_index, shard_count)
+        for name, value in (('data.threads', num_threads), ('data.buffer', buffer_size)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+                raise ValueError(f'{name}={value!r} must be an integer of at least 0')
         self._reader = _Reader(source, cache)
         self._order = _order(len(source), seed)
         self._transforms = tuple(transforms)

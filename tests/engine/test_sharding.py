@@ -201,7 +201,8 @@ def test_refusals_name_the_leaf_and_the_remedy():
             (('.*bias=,fsdp', '.*='), {'fsdp': 2}, r'fc1/bias names 2 dimensions, but its shape is \(6,\)'),
             (('fdsp',), {}, "'fdsp'.*one of fsdp, tensor"), (('.*=', 'fsdp'), {}, 'leaves nothing to the preset'),
             (('fc1/.*=',), {}, 'no rule matches 1 leaves'), (('fc3/.*=', 'fsdp'), {}, 'match no leaf'),
-            (('.*=rows',), {}, "axis 'rows': choose from data, fsdp, model")):
+            (('.*=rows',), {}, "axis 'rows': choose from data, fsdp, model"),
+            (('.*kernel=fsdp,fsdp', '.*='), {'fsdp': 2}, "'fsdp,fsdp' names an axis twice")):
         with pytest.raises(ValueError, match=message):
             sharding.state_sharding(mesh_of(**sizes), tree, rules)
     # The rule that the first message proposes.
