@@ -248,7 +248,6 @@ def _spellings(key: str):
         yield f'{front[0]}.{OLD_ATTENTION[last]}.{leaf}'
     for prefix in ('text_model.', 'vision_model.'):
         yield prefix + key
-        yield key.removeprefix(prefix)
 
 
 def _without_units(shape: tuple[int, ...]) -> str:
