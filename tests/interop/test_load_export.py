@@ -278,3 +278,13 @@ def test_published_configs_are_those_of_the_factories(name):
     found, expected = module_from(CONFIGS[name]), getattr(models, name)()
     assert found == expected.clone(upcast_attention=found.upcast_attention) if 'unet' in name else found == expected
     assert bool(getattr(found, 'upcast_attention', None)) == bool(getattr(expected, 'upcast_attention', None))
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError('no space left on device')
+
+    monkeypatch.setattr('gen_jax.interop.export.write_json', full)
+    with pytest.raises(OSError, match='no space left'):
+        save_model(MODULES['unet'], params_of('unet'), tmp_path / 'a')
+    assert not list(tmp_path.iterdir())
