@@ -56,6 +56,8 @@ def test_every_published_class_is_here():
 def test_loaded_weights_do_not_need_the_file(tmp_path):
     """They are copies: the file may be changed or deleted while they are in use."""
     folder = save_model(MODULES['unet'], params_of('unet'), tmp_path / 'a')
+    host = jax.tree.leaves(load_model(folder, place=lambda x: x)[1])
+    assert all(x.flags.writeable and x.flags.c_contiguous for x in host)  # views of the file are neither
     _, loaded = load_model(folder)
     path = folder / 'diffusion_pytorch_model.safetensors'
     with open(path, 'r+b') as file:
