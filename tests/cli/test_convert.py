@@ -16,7 +16,7 @@ from gen_jax.interop.load import load_model
 from gen_jax.interop.single_file import adm_params, save_adm, save_single_file
 from gen_jax.interop.torch_layout import from_torch, to_torch
 from tests.interop.tiny import MODULES, drawn
-from tests.test_cli import TRAIN
+from tests.test_cli import DIGITS
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
@@ -25,7 +25,7 @@ WEIGHTS = 'diffusion_pytorch_model.safetensors'
 def run(once):
     """The trained run of tests/test_cli.py, for reading only."""
     def make(path):
-        assert main(['train', '--config', 'digits:debug', '--workdir', str(path), *TRAIN]) == 0
+        assert main(['train', '--config', 'digits:debug', '--workdir', str(path), *DIGITS]) == 0
     return once('cli_run', make)
 
 
@@ -62,7 +62,8 @@ def test_a_run_becomes_a_published_folder(run, tmp_path, capsys):
     assert convert(run, tmp_path / 'a', '--to', 'torch') == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / 'a')
     module, params = load_model(tmp_path / 'a')
-    assert module == models.unet_tiny()
+    assert module == models.unet_tiny(block_out_channels=(8,), down_block_types=('DownBlock2D',),
+                                      up_block_types=('UpBlock2D',))  # tests.test_cli.DIGITS
     same(params, leaves, 'ema/slow/params')
     raw = ('--ema', '', '--step', '2', '--part', 'unet', '--dtype', 'float16', '--variant', 'fp16')
     assert convert(run, tmp_path / 'raw', '--to', 'torch', *raw) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gen_jax import metrics
-from gen_jax.metrics import binned, frechet, mean, psnr, zero_shot_accuracy
+from gen_jax.metrics import binned, frechet, mean, psnr, scenes, zero_shot_accuracy
 
 RNG = np.random.default_rng(0)
 N = 101
@@ -17,6 +17,7 @@ OUTPUTS = {
     'image': RNG.integers(0, 256, (N, 4, 4, 1), dtype=np.uint8),
     'reconstruction': RNG.uniform(-1, 1, (N, 4, 4, 1)).astype(np.float32),
     'logits': RNG.normal(size=(N, 7)).astype(np.float32), 'label': RNG.integers(0, 7, N),
+    **{k: RNG.integers(-1, 2, (N, 2)) for k in ('shapes', 'colours', 'sizes')},
 }
 REFERENCE = RNG.normal(size=(400, 16))
 TABLE = {
@@ -24,6 +25,9 @@ TABLE = {
     'binned': lambda: binned('loss', 't', bins=4),
     'psnr': lambda: psnr(),
     'zero_shot_accuracy': lambda: zero_shot_accuracy(top=(1, 5)),
+    'scenes': lambda: scenes(lambda image, objects: {
+        part: bool(image[0, 0, 0] % 3 != i % 2) and len(objects) > i % 2
+        for i, part in enumerate(('all', 'count', 'colour', 'shape', 'size'))}),
     'frechet': lambda: frechet(lambda x: x.reshape(len(x), -1) / 255.0, REFERENCE),
 }
 
