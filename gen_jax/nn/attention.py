@@ -94,15 +94,16 @@ def blockwise(q: Array, k: Array, v: Array) -> Array:
     Rabe & Staats, 2021 (https://arxiv.org/abs/2112.05682), section 2, all keys at once. Shapes as above.
     """
     b, n, _, d = q.shape
-    rows = max(BLOCK // (4 * b * k.shape[1]), 1)
-    rows = next(r for r in range(min(rows, n), 0, -1) if n % r == 0)
+    rows = min(max(BLOCK // (4 * b * k.shape[1]), 1), n)
+    full = n // rows * rows  # a number of queries without divisors has a shorter last block, not blocks of one
 
     again = jax.checkpoint(attend, prevent_cse=False)  # within a loop nothing is merged anyway
 
     def head(qkv):
         q, k, v = qkv
-        some = q.reshape(b, n // rows, rows, d).swapaxes(0, 1)
-        return lax.map(lambda q: again(q, k, v), some).swapaxes(0, 1).reshape(b, n, d)
+        some = q[:, :full].reshape(b, full // rows, rows, d).swapaxes(0, 1)
+        y = lax.map(lambda q: again(q, k, v), some).swapaxes(0, 1).reshape(b, full, d)
+        return y if full == n else jnp.concatenate([y, again(q[:, full:], k, v)], 1)
 
     return jnp.moveaxis(lax.map(head, tuple(jnp.moveaxis(y, 2, 0) for y in (q, k, v))), 0, 2)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_jax import sampling
 from gen_jax.diffusion.guidance import classifier_free
@@ -158,5 +159,4 @@ def compiled(networks: Networks):
 
 def keys_of(seeds: Sequence[int]) -> Array:
     """Typed keys [B]: image k depends on seed k and on nothing else."""
-    import numpy as np
     return jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))

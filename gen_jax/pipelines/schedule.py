@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import sampling
+from gen_jax.sampling.grid_edits import with_rows
 from gen_jax.sampling.multistep import ratio
 from gen_jax.sampling.pndm import PseudoState
 from gen_jax.types import Level, Parameterisation, Point, Process, Sampler, Transform
@@ -120,22 +121,15 @@ def levels(solver: Solver, steps: int, strength: float | None = None,
     count = np.arange(steps + 1)
     if doubled and first >= 2:
         # The step that is done twice leads from first - 1 to first, where the next one takes it to be one further.
-        grid, targets = (_rows(grid, take) for take in (
+        grid, targets = (with_rows(grid, take) for take in (
             np.append(first - 1, count[first + 1:]), np.concatenate([[first - 1, first], count[first + 2:]])))
     elif first:
-        grid = _rows(grid, count[first:])
-        targets = None if targets is None else _rows(targets, count[first:])
+        grid = with_rows(grid, count[first:])
+        targets = None if targets is None else with_rows(targets, count[first:])
     if doubled and targets is None:
         targets = grid  # the structure of a program must not hang on the strength
     case = {(1, 0): 'single'}.get((steps, first), 'second' if first == 1 else '') if doubled else ''
     return solver._replace(pndm=case), Rows(grid, targets, np.float32(start), before)
-
-
-def _rows(grid: Level, take: np.ndarray) -> Level:
-    """Those rows, padded by the last of them and numbered from 0."""
-    index = np.arange(len(grid.t), dtype=np.int32)
-    take = np.append(take, np.full(len(index) - len(take), take[-1])), len(take) - 1
-    return Level(*(np.asarray(leaf)[take[0]] for leaf in grid[:3]), index, np.full_like(index, take[1]))
 
 
 def parts(solver: Solver, rows: Rows) -> tuple[Process, Parameterisation, Sampler, Transform]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from gen_jax.types import Level
 
-__all__ = ['truncate', 'reverse']
+__all__ = ['reverse', 'truncate', 'with_rows']
 
 
 def _host(grid: Level) -> tuple[Level, int]:
@@ -18,7 +18,7 @@ def _host(grid: Level) -> tuple[Level, int]:
     return grid, int(grid.last[0])
 
 
-def _with_rows(grid: Level, take) -> Level:
+def with_rows(grid: Level, take) -> Level:
     """The rows `take`, padded by their last to the length of `grid`, and numbered from 0."""
     index = np.concatenate([take, np.full(grid.t.shape[0] - len(take), take[-1])])
     return Level(grid.t[index], grid.alpha[index], grid.sigma[index], grid.index,
@@ -45,7 +45,7 @@ def truncate(grid: Level, strength: float) -> Level:
     if kept < 1:
         raise ValueError(f'strength={strength} leaves none of the {steps} steps; take a strength of at least '
                          f'{1 / steps:.3g}, or more steps.')
-    return _with_rows(grid, np.arange(steps - kept, steps + 1))
+    return with_rows(grid, np.arange(steps - kept, steps + 1))
 
 
 def reverse(grid: Level, from_data: bool = True) -> Level:
@@ -64,8 +64,8 @@ def reverse(grid: Level, from_data: bool = True) -> Level:
     if not from_data:
         if steps < 2:
             raise ValueError('reverse(from_data=False) needs a grid of at least 2 steps, got 1.')
-        return _with_rows(grid, np.arange(steps)[::-1])
-    back = _with_rows(grid, np.arange(steps + 1)[::-1])
+        return with_rows(grid, np.arange(steps)[::-1])
+    back = with_rows(grid, np.arange(steps + 1)[::-1])
     if back.sigma[0] == 0:
         back.t[0] = back.t[1]
     return back

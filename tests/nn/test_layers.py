@@ -1,5 +1,7 @@
 """Layers against their formulas in float64 numpy."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -69,6 +71,20 @@ def test_large_attention_goes_block_by_block(rows, monkeypatch):
     some = jax.jit(lambda *given: run(*given))(q, k, v)
     assert calls == ([] if rows == 6 else [(2, 6, 3, 4)])  # all at once fit into eight blocks
     chex.assert_trees_all_close(some, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_need_no_divisor(monkeypatch):
+    # CLIP at 336 pixels has 577 tokens, a prime: three at a time of seven are two steps and a rest, not seven steps.
+    monkeypatch.setattr(attention, 'BLOCK', 4 * 2 * 5 * 3)
+    given = [jnp.asarray(RNG.randn(2, n, 3, 4), jnp.float32) for n in (7, 5, 5)]
+    lengths = re.findall(r'length=(\d+)', str(jax.make_jaxpr(attention.blockwise)(*given)))
+    assert sorted(lengths) == ['2', '3']  # queries within heads
+
+    def run(f):
+        return jax.jit(jax.value_and_grad(lambda *a: (f(*a) ** 2).sum(), (0, 1, 2)))(*given)
+
+    whole = run(lambda *a: dot_product_attention(*a, implementation='xla'))
+    chex.assert_trees_all_close(run(attention.blockwise), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_and_its_gradient_at_large_scores():
