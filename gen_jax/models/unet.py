@@ -15,7 +15,7 @@ from gen_jax.models.unet_blocks import (
     embed_classes,
     run_blocks,
 )
-from gen_jax.models.unet_checks import check_choices, check_image, check_labels, check_resolutions
+from gen_jax.models.unet_checks import check_choices, check_image, check_labels, check_resolutions, check_sides
 from gen_jax.nn.attention import IMPLEMENTATIONS
 from gen_jax.nn.embeddings import GaussianFourierProjection, TimestepEmbedding, timestep_embedding
 from gen_jax.nn.norms import GroupNorm
@@ -149,6 +149,7 @@ class UNet2D(nn.Module):
                 or not expected.
         """
         check_image(self, x, t)
+        check_sides(self, x)
         check_labels(self, x.shape[0], class_labels)
         t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
         x = x.astype(self.dtype or jnp.float32)

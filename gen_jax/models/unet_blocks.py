@@ -142,9 +142,13 @@ class UpBlock(nn.Module):
         skips: list[Array] | None = None,
         temb: Array | None = None,
         *context: Array | None,
+        size: tuple[int, int] | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """x [B, H, W, C] and `layers` skip connections [B, H, W, any] -> [B, H', W', features]."""
+        """x [B, H, W, C] and `layers` skip connections [B, H, W, any] -> [B, H', W', features].
+
+        'conv' brings x to `size`, the (H', W') of the next block's skip connections; None doubles it.
+        """
         for i in range(self.layers):
             block = recomputed(ResnetBlock2D(self.features, **self.resnet, name=f'resnets.{i}'), self.remat)
             x = x if skips is None else jnp.concatenate([x, skips[-1 - i]], -1)
@@ -155,7 +159,7 @@ class UpBlock(nn.Module):
             block = ResnetBlock2D(self.features, **self.resnet, resample='up', name='upsamplers.0')
             x = recomputed(block, self.remat)(x, temb, deterministic=deterministic)
         elif self.resample == 'conv':
-            x = Upsample2D(self.resnet['dtype'], name='upsamplers.0')(x)
+            x = Upsample2D(self.resnet['dtype'], name='upsamplers.0')(x, size)
         return x
 
 
@@ -176,7 +180,10 @@ def run_blocks(
     *context: Array | None,
     deterministic: bool,
 ) -> Array:
-    """Down, through the middle, and up again with the skip connections; x [B, H, W, C] is the first of them."""
+    """Down, through the middle, and up again with the skip connections; x [B, H, W, C] is the first of them.
+
+    A side that was odd on the way down is odd again on the way up.
+    """
     skips = [x]
     for block in down:
         x, new = block(x, temb, *context, deterministic=deterministic)
@@ -184,8 +191,9 @@ def run_blocks(
     if mid is not None:
         x = mid(x, temb, *context, deterministic=deterministic)
     for block in up:
-        x = block(x, skips[-block.layers:], temb, *context, deterministic=deterministic)
-        skips = skips[:-block.layers]
+        skips, fed = skips[:-block.layers], skips[-block.layers:]
+        size = skips[-1].shape[1:3] if skips else None
+        x = block(x, fed, temb, *context, size=size, deterministic=deterministic)
     return x
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gen_jax.nn.activations import activation
 from gen_jax.types import Array
 
-__all__ = ['check_batch', 'check_choices', 'check_image', 'check_labels', 'check_resolutions']
+__all__ = ['check_batch', 'check_choices', 'check_image', 'check_labels', 'check_resolutions', 'check_sides']
 
 
 def check_resolutions(unet: Any, *more: str) -> None:
@@ -45,6 +45,10 @@ def check_image(unet: Any, x: Array, t: Array) -> None:
         raise ValueError(f'x is {x.shape}; this UNet takes [B, H, W, {unet.in_channels}] (in_channels, last)')
     if jnp.shape(t) not in ((), (1,), x.shape[:1]):
         raise ValueError(f't is {jnp.shape(t)}; give one number, or one per image: ({x.shape[0]},)')
+
+
+def check_sides(unet: Any, x: Array) -> None:
+    """Raises ValueError for images [B, H, W, C] whose sides are not divisible by the UNet's down-sampling factor."""
     factor = unet.downsampling_factor
     for side, name in zip(x.shape[1:3], ('height', 'width'), strict=True):
         if side % factor or not side:

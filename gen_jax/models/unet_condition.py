@@ -52,7 +52,7 @@ class UNet2DCondition(nn.Module):
     highest first. Output projections start at zero, as in the papers' code.
 
     Attributes:
-        sample_size: the side that the weights were trained at; any size divisible by `downsampling_factor` works.
+        sample_size: the side that the weights were trained at; any size works.
         in_channels: C of the input: 4 of the latents; 8, 9 or 5 with a picture, a masked picture and its mask, or a
             depth map behind them.
         out_channels: C of the output.
@@ -66,7 +66,7 @@ class UNet2DCondition(nn.Module):
             middle never does.
         block_out_channels: channels per resolution, the highest first.
         layers_per_block: residual blocks per down block; an up block has one more. Or a tuple.
-        downsample_padding: 1, or 0 for an asymmetric padding.
+        downsample_padding: 1, or 0 for an asymmetric padding (sides are at least `downsampling_factor` then).
         mid_block_scale_factor: divides the outputs of the residual blocks in the middle.
         dropout: rate in the residual blocks; needs the rng 'dropout' unless deterministic.
         act_fn: see `gen_jax.nn.activations`.
@@ -148,7 +148,7 @@ class UNet2DCondition(nn.Module):
 
     @property
     def downsampling_factor(self) -> int:
-        """The sides of the latents must be multiples of this."""
+        """Latents per latent of the lowest resolution along a side; sides need not be multiples of it."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @property
@@ -177,9 +177,11 @@ class UNet2DCondition(nn.Module):
         """The network's raw output; what it means is the business of a `Parameterisation`.
 
         Every image of the batch is computed by itself: guidance may interleave conditions along the batch axis.
+        Where a side is odd, halving it rounds up (down with downsample_padding=0) and doubling it returns to it, as
+        in the published code: Stable Diffusion draws every picture whose sides are multiples of 8.
 
         Args:
-            x: [B, H, W, in_channels].
+            x: [B, H, W, in_channels], any H and W.
             t: [B] or (), 0 to 1000, possibly fractional.
             encoder_hidden_states: [B, M, cross_attention_dim], any M.
             added_cond: with addition_embed_type 'text_time': 'text_embeds' [B, P], the pooled text, and 'time_ids'
@@ -196,8 +198,8 @@ class UNet2DCondition(nn.Module):
             float32 [B, H, W, out_channels].
 
         Raises:
-            ValueError: H or W not divisible by the down-sampling factor (there is no resizing to odd sizes within);
-                conditions missing, not expected, or of another shape.
+            ValueError: H or W below 1 (below the down-sampling factor with downsample_padding=0, where nothing would be
+                left); conditions missing, not expected, or of another shape.
         """
         conditions = dict(added_cond=added_cond, class_labels=class_labels, timestep_cond=timestep_cond,
                           encoder_attention_mask=encoder_attention_mask)
@@ -323,6 +325,11 @@ def check_inputs(unet: UNet2DCondition, x: Array, t: Array, text: Array, *, adde
                  encoder_attention_mask) -> None:
     """Raises ValueError for inputs that a UNet2DCondition cannot take."""
     check_image(unet, x, t)
+    least = unet.downsampling_factor if unet.downsample_padding == 0 else 1
+    if min(x.shape[1:3]) < least:
+        raise ValueError(f'x is {x.shape}: this UNet (downsample_padding={unet.downsample_padding}, '
+                         f'{len(unet.block_out_channels)} resolutions) takes a height and width of at least {least}; '
+                         'use larger images')
     check_labels(unet, x.shape[0], class_labels)
     b, dim = x.shape[0], per_resolution(unet, 'cross_attention_dim')[0]
     check_batch('encoder_hidden_states', text, (b, None, dim), f'cross_attention_dim={dim}')

@@ -15,10 +15,20 @@ __all__ = ['Downsample2D', 'Upsample2D', 'average_pool', 'fir_downsample', 'fir_
 conv_init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 
 
-def upsample_nearest(x: Array) -> Array:
-    """Every pixel twice along both axes: [B, H, W, C] -> [B, 2H, 2W, C]."""
+def upsample_nearest(x: Array, size: tuple[int, int] | None = None) -> Array:
+    """Every pixel twice along both axes, [B, H, W, C] -> [B, 2H, 2W, C]; or [B, *size, C] if a size is given.
+
+    Output i of n shows input floor(i m / n) of m then, as `interpolate(mode='nearest')` of torch has it.
+    """
     b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    size = size or (2 * h, 2 * w)
+    if all(n in (2 * m, 2 * m - 1) for m, n in zip((h, w), size, strict=True)):
+        # Doubled, and cut where the side is odd, is what the rule says then, and cheaper than picking.
+        doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+        return doubled[:, :size[0], :size[1]]
+    for axis, (m, n) in enumerate(zip((h, w), size, strict=True), 1):
+        x = jnp.take(x, np.arange(n) * m // n, axis)
+    return x
 
 
 def average_pool(x: Array) -> Array:
@@ -100,8 +110,8 @@ class Downsample2D(nn.Module):
     """A 3x3 convolution of stride 2: [B, 2H, 2W, C] -> [B, H, W, C].
 
     Attributes:
-        padding: 1 pads every side; 0 pads the bottom and the right only, as the first DDPM code did (its framework's
-            'SAME' rule), and such weights need.
+        padding: 1 pads every side, and an odd side n becomes (n + 1) / 2; 0 pads the bottom and the right only, as the
+            first DDPM code did (its framework's 'SAME' rule), and such weights need: (n - 1) / 2.
         dtype: compute dtype.
     """
 
@@ -121,7 +131,7 @@ class Upsample2D(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] -> [B, 2H, 2W, C]."""
-        x = upsample_nearest(x)
+    def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+        """[B, H, W, C] -> [B, 2H, 2W, C], or [B, *size, C]; see `upsample_nearest`."""
+        x = upsample_nearest(x, size)
         return nn.Conv(x.shape[-1], (3, 3), padding=1, kernel_init=conv_init, dtype=self.dtype, name='conv')(x)

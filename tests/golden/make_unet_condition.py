@@ -40,9 +40,17 @@ CASES = {
         only_cross_attention=(False, True), resnet_time_scale_shift='scale_shift', mid_block_scale_factor=1.5,
         time_cond_proj_dim=6, class_embed_type='timestep', act_fn='gelu', center_input_sample=True,
         downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, time_embedding_dim=20, norm_eps=1e-3),
+    'odd': dict(  # sides that three resolutions do not divide: 9, 5, 3 and 13, 7, 4
+        block_out_channels=(4, 8, 8), down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'UpBlock2D', 'CrossAttnUpBlock2D'), cross_attention_dim=12, attention_head_dim=2),
+    'odd_asymmetric': dict(  # 7, 3, 1 and 5, 2, 1
+        block_out_channels=(4, 4, 8), down_block_types=('DownBlock2D',) * 3, up_block_types=('UpBlock2D',) * 3,
+        cross_attention_dim=12, attention_head_dim=2, downsample_padding=0),
 }
 COMMON = dict(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 BATCH, LENGTH = 2, 5
+SIZES = {'odd': (9, 13), 'odd_asymmetric': (7, 5)}
+"""Height and width of a case's x where they are not 12 and 8."""
 
 
 def settings(name: str) -> dict:
@@ -51,12 +59,12 @@ def settings(name: str) -> dict:
 
 
 def inputs(name: str) -> dict:
-    """Arguments of a case's network: x [2, 12, 8, C] NHWC, t [2], encoder_hidden_states [2, 5, D], and what it asks
-    for besides."""
+    """Arguments of a case's network: x [2, H, W, C] NHWC, t [2], encoder_hidden_states [2, 5, D], and what it asks for
+    besides."""
     case = settings(name)
     dim = case['cross_attention_dim']
     given = dict(
-        x=draw(f'{name} x', (BATCH, 12, 8, case.get('in_channels', 4))),
+        x=draw(f'{name} x', (BATCH, *SIZES.get(name, (12, 8)), case.get('in_channels', 4))),
         t=np.array([999, 412]),
         encoder_hidden_states=draw(f'{name} text', (BATCH, LENGTH, dim if isinstance(dim, int) else dim[0])),
     )

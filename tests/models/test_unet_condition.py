@@ -206,7 +206,8 @@ POOLED = jnp.zeros((2, 10))
 @pytest.mark.parametrize(
     'settings, given, message',
     [
-        ({}, dict(x=jnp.zeros((2, 9, 8, 4))), 'height 9 .*factor 2.* 8 or 10.*resize or pad'),
+        ({}, dict(x=jnp.zeros((2, 8, 0, 4))), r'\(2, 8, 0, 4\).*padding=1.*at least 1; use larger'),
+        (dict(downsample_padding=0), dict(x=jnp.zeros((2, 1, 8, 4))), r'\(2, 1, 8, 4\).*padding=0, 2 res.*at least 2'),
         ({}, dict(x=jnp.zeros((2, 8, 8, 9))), r'\(2, 8, 8, 9\).*\[B, H, W, 4\]'),
         ({}, dict(t=jnp.zeros(3)), r't is \(3,\).*\(2,\)'),
         ({}, dict(encoder_hidden_states=None), 'encoder_hidden_states is missing.*cross_attention_dim=16.*any, 16'),

@@ -141,3 +141,10 @@ def test_resampling():
     tiles = average_pool(jnp.arange(8.0).reshape(1, 2, 4, 1))
     chex.assert_trees_all_close(tiles, jnp.array([2.5, 4.5]).reshape(1, 1, 2, 1))
     assert jax.grad(lambda x: upsample_nearest(x).sum())(x).mean() == 4
+
+
+@pytest.mark.parametrize('size', [(6, 8), (5, 7), (5, 8), (7, 9), (3, 4), (2, 11)])
+def test_upsampling_to_any_size_picks_pixels_as_torch_does(size):
+    x = jnp.arange(12.0).reshape(1, 3, 4, 1)
+    expected = [[4 * (i * 3 // size[0]) + j * 4 // size[1] for j in range(size[1])] for i in range(size[0])]
+    np.testing.assert_array_equal(upsample_nearest(x, size)[0, ..., 0], expected)
