@@ -23,6 +23,8 @@ def text_time(pooled, numbers):
 
 SIZES = {
     # variant: (factory, overrides, image shape, conditions (shapes behind the batch axis), parameters)
+    'DDPM/cifar10': ('ddpm_cifar10', {}, (32, 32, 3), {}, 35_746_307),
+    'DDPM/celebahq-256': ('ddpm_celebahq_256', {}, (256, 256, 3), {}, 113_673_219),
     'ADM/64-cond': ('adm_imagenet64', {}, (64, 64, 3), CLASS, 295_904_454),
     'ADM/128-cond': ('adm_imagenet128', {}, (128, 128, 3), CLASS, 421_529_606),
     'ADM/256-cond': ('adm_imagenet256', {}, (256, 256, 3), CLASS, 553_838_086),
@@ -105,7 +107,7 @@ SIZES = {
     'LDM/txt2img-1p4B-eval unet': ('ldm_text2im_unet', {}, (32, 32, 4), text(1280), 872_300_484),
     'LDM/cin-ldm-vq-f8 unet': (
         'ldm_imagenet_unet', {}, (32, 32, 4), {'encoder_hidden_states': (1, 512)}, 394_984_196),
-    # Conditions None: a network of an image alone.
+    # Conditions None: a network of one array alone.
     'SD/vae kl-f8': ('sd_vae', {}, (512, 512, 3), None, 83_653_863),
     'SDXL/vae': ('sdxl_vae', {}, (1024, 1024, 3), None, 83_653_863),
     'SD-x4-upscaler/vae f4': ('sd_x4_upscaler_vae', {}, (256, 256, 3), None, 55_325_927),
@@ -115,6 +117,8 @@ SIZES = {
     'VQGAN/PatchGAN D n_layers 2': ('patch_discriminator_70', {'layers': 2}, (256, 256, 3), None, 663_361),
     'AudioLDM/vae': (
         'ldm_kl_f4', {'in_channels': 1, 'out_channels': 1, 'latent_channels': 8}, (256, 64, 1), None, 55_376_873),
+    'DCGAN/generator 64x64': ('dcgan_generator_64', {}, (100,), None, 3_576_704),
+    'DCGAN/discriminator 64x64': ('dcgan_discriminator_64', {}, (64, 64, 3), None, 2_765_568),
 }
 
 CLIP_SIZES = {
