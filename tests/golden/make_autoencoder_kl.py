@@ -46,6 +46,10 @@ CASES = {
 COMMON = dict(norm_num_groups=4)
 TILED = 'bare'
 """The case that is tiled: tiles of 8 pixels or 4 latents, a quarter shared."""
+PHOTOGRAPHED = 'f4'
+"""The case that sees photographs."""
+PICKED = {'mean': np.s_[:, ::4, ::4], 'y': np.s_[:, 3::8, 5::8]}
+"""What is kept of photographs' latents and of their reconstructions: 128 and 384 numbers."""
 
 
 def inputs(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -59,6 +63,16 @@ def inputs(name: str) -> tuple[np.ndarray, np.ndarray]:
 def tiled_inputs() -> tuple[np.ndarray, np.ndarray]:
     """Image [1, 20, 12, 3] and latent [1, 3, 10, 6]: whole tiles, and tiles cut at one or both ends."""
     return draw('tiled image', (1, 20, 12, 3)), draw('tiled z', (1, 3, 10, 6))
+
+
+def photographs() -> np.ndarray:
+    """uint8 [2, 64, 64, 3], crops of the photographs that scikit-learn ships: roofs before the sky, and petals."""
+    from sklearn.datasets import load_sample_images
+
+    corners = {'china.jpg': (100, 300), 'flower.jpg': (180, 280)}
+    found = {Path(name).name: image for name, image in zip(*map(load_sample_images().get, ('filenames', 'images')),
+                                                           strict=True)}
+    return np.stack([found[name][y:y + 64, x:x + 64] for name, (y, x) in corners.items()])
 
 
 def main() -> None:
@@ -91,6 +105,13 @@ def main() -> None:
         out[f'{name}/y'] = nhwc(y)
         out[f'{name}/shapes'] = np.array(json.dumps(shapes))
         print(f'{name}: {len(shapes)} tensors, mean std {posterior.mean.std():.3f}, image std {y.std():.3f}')
+        if name == PHOTOGRAPHED:
+            with torch.no_grad():
+                mean = vae.encode(nchw(photographs() / np.float32(127.5) - 1)).latent_dist.mode()
+                y = vae.decode(mean).sample
+            out['photographs/mean'], out['photographs/y'] = nhwc(mean)[PICKED['mean']], nhwc(y)[PICKED['y']]
+            out['photographs/sum'] = photographs().sum((1, 2), dtype=np.int64)
+            print(f'photographs: mean std {mean.std():.3f}, image std {y.std():.3f}, {photographs().mean((1, 2))}')
         if name == TILED:
             image, z = (nchw(x) for x in tiled_inputs())
             with torch.no_grad():

@@ -13,8 +13,18 @@ import pytest
 
 from gen_jax.interop.torch_layout import from_torch
 from gen_jax.models import AutoencoderKL, autoencoder_kl_tiny, tiling
+from gen_jax.pipelines.pictures import pictures
 from tests.golden.draws import weight
-from tests.golden.make_autoencoder_kl import CASES, COMMON, TILED, inputs, tiled_inputs
+from tests.golden.make_autoencoder_kl import (
+    CASES,
+    COMMON,
+    PHOTOGRAPHED,
+    PICKED,
+    TILED,
+    inputs,
+    photographs,
+    tiled_inputs,
+)
 
 GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'autoencoder_kl.npz')
 
@@ -98,6 +108,27 @@ def test_tiles_agree_with_the_reference():
 
     for result, y in zip(('mean', 'log_var', 'y'), run(params, *tiled_inputs()), strict=True):
         assert error(y, GOLDEN[f'tiled/{result}']) < 1e-5
+
+
+def test_photographs_go_to_latents_and_back_as_in_the_reference():
+    """From uint8 on; turned pictures and exchanged colours would show."""
+    vae, _, params, _ = reference(PHOTOGRAPHED)
+    pixels = photographs()
+    np.testing.assert_array_equal(pixels.sum((1, 2), dtype=np.int64), GOLDEN['photographs/sum'],
+                                  'Pillow reads the photographs otherwise than when the golden file was made')
+
+    @jax.jit
+    def run(image):
+        mean, _ = vae.apply({'params': params}, image, method='encode')
+        return mean, vae.apply({'params': params}, mean, method='decode')
+
+    def errors(pixels):
+        found = run(pictures(pixels, 2, vae.downsampling_factor))
+        return [error(y[PICKED[k]], GOLDEN[f'photographs/{k}']) for k, y in zip(('mean', 'y'), found, strict=True)]
+
+    assert max(errors(pixels)) < 1e-5
+    for wrong in (pixels[..., ::-1], pixels.swapaxes(1, 2), pixels[:, ::-1], pixels[:, :, ::-1]):
+        assert min(errors(wrong)) > 0.05
 
 
 def test_blending_a_function_of_pixels_changes_nothing():
