@@ -51,7 +51,8 @@ def make_pipeline(networks: Networks, variables: Mapping[str, PyTree], scheduler
     """The functions of a pipeline.
 
     Settings of all three functions:
-        height, width: of the picture (text_to_image only); None is the size that the UNet was trained at.
+        height, width: of the picture (text_to_image only); None is the size that the UNet was trained at. They, or the
+            sides of the given picture, need be multiples of the autoencoder's factor only (8 for Stable Diffusion).
         steps: of the solver, up to max_steps (default: 50, or `steps` if that is more), to which rows are padded.
         guidance_scale: w of Ho & Salimans 2022 as diffusers counts it, 1 being none; None calls the UNet once per step
             and compiles a program of its own.

@@ -33,16 +33,26 @@ def pipelines(once):
     return get
 
 
-def run(pipeline, use, scheduler, steps, scale, **settings):
+def run(pipeline, use, scheduler, steps, scale, size=(made.SIZE, made.SIZE)):
     function = getattr(pipeline, use)
     given = dict(negative_prompt=made.NEGATIVE, scheduler=scheduler, steps=steps, guidance_scale=scale, max_steps=20,
-                 latents=made.noise(), sample_posterior=False, **settings)
-    if use == 'text_to_image':
-        return function(pipeline.variables, made.PROMPTS, height=made.SIZE, width=made.SIZE, **given)
-    if use == 'image_to_image':
-        return function(pipeline.variables, made.PROMPTS, made.picture(), strength=made.STRENGTH[steps], **given)
-    return function(pipeline.variables, made.PROMPTS, made.picture(), made.mask(),
-                    strength=1.0 if steps != 5 else 0.8, **given)
+                 latents=made.noise(size), sample_posterior=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # the second prompt is cut, there too
+        if use == 'text_to_image':
+            return function(pipeline.variables, made.PROMPTS, height=size[0], width=size[1], **given)
+        if use == 'image_to_image':
+            return function(pipeline.variables, made.PROMPTS, made.picture(size), strength=made.STRENGTH[steps],
+                            **given)
+        return function(pipeline.variables, made.PROMPTS, made.picture(size), made.mask(size),
+                        strength=1.0 if steps != 5 else 0.8, **given)
+
+
+def apart(ours, theirs):
+    """The largest difference in grey levels."""
+    ours = np.asarray(ours)
+    assert ours.dtype == np.uint8 and ours.shape == theirs.shape
+    return int(np.abs(ours.astype(int) - theirs.astype(int)).max())
 
 
 def compare(pipelines, case, use, scheduler):
@@ -50,12 +60,8 @@ def compare(pipelines, case, use, scheduler):
     pipeline, worst = pipelines(case), {}
     for steps in made.STEPS:
         for scale in made.GUIDANCE:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore', UserWarning)  # the second prompt is cut, there too
-                ours = np.asarray(run(pipeline, use, scheduler, steps, scale))
-            theirs = GOLDEN[f'{case}/{use}/{scheduler}/{steps}/{scale}']
-            assert ours.dtype == np.uint8 and ours.shape == theirs.shape
-            worst[steps, scale] = int(np.abs(ours.astype(int) - theirs.astype(int)).max())
+            worst[steps, scale] = apart(run(pipeline, use, scheduler, steps, scale),
+                                        GOLDEN[f'{case}/{use}/{scheduler}/{steps}/{scale}'])
     return worst
 
 
@@ -69,6 +75,17 @@ def test_pictures_agree_with_diffusers(pipelines, case, use, scheduler):
 def test_all_pictures_agree_with_diffusers(pipelines, case, use, scheduler):
     worst = compare(pipelines, case, use, scheduler)
     assert max(worst.values()) <= TOLERANCE, worst
+
+
+@pytest.mark.parametrize('case, use', [v if v == ('sd1', 'inpaint') else pytest.param(*v, marks=pytest.mark.slow)
+                                       for v in made.ODD])
+def test_sides_that_the_unet_does_not_divide(pipelines, case, use):
+    """Multiples of the autoencoder's factor are enough: 8 for Stable Diffusion, not 64."""
+    size = made.ODD[case, use]
+    assert max(size[i] // made.FACTOR % pipelines(case).networks.unet.downsampling_factor for i in (0, 1))
+    ours = run(pipelines(case), use, 'DDIMScheduler', 5, 7.5, size)
+    assert ours.shape == (made.BATCH, *size, 3)
+    assert apart(ours, GOLDEN[f'{case}/{use}/odd']) <= TOLERANCE
 
 
 def test_golden_pictures_vary():
