@@ -26,7 +26,7 @@ def get_config(arg=''):
     """Arguments: stem 'conv' | 'linear' (the published patch embedding); objects (at most, 1 to 3); debug."""
     arg = parse_arg(arg, stem='conv', objects=1, debug=False)
     c = base_config()
-    length = 10 if arg.objects == 1 else 24  # the longest caption, its begin and end included
+    length = {1: 10, 2: 16, 3: 24}.get(arg.objects, 24)  # holds the longest caption, its begin and end included
     c.data.source = 'shapes'
     c.data.batch_size = 256
     c.data.options = {'size': 20_000, 'max_objects': arg.objects, 'fields': ('image', 'label', 'captions')}

@@ -20,7 +20,7 @@ def get_config(arg=''):
     c = base_config()
     c.data.source = 'shapes'
     c.data.batch_size = 32
-    c.data.options = {'fields': ('image',)}
+    c.data.options = {'fields': ('image',), 'size': 50_000, 'max_objects': 3}
     c.system = {
         'name': 'systems.autoencoder_kl',
         'network': {'name': 'models.autoencoder_kl_shapes'},
@@ -43,8 +43,8 @@ def get_config(arg=''):
                                                    'scenes')}
     c.evaluate = {
         'val': {**truth, 'split': 'val', 'n': 400, 'every_steps': 1000},
-        'test': {**truth, 'split': 'test'},  # at the end only
-        'heldout': {**truth, 'split': 'heldout'},
+        'test': {**truth, 'split': 'test', 'n': 2000},  # at the end only
+        'heldout': {**truth, 'split': 'heldout', 'n': 2000},
     }
     if arg.adversarial:
         c.system.discriminator = {'name': 'models.patch_discriminator_shapes'}

@@ -42,6 +42,7 @@ def base_config() -> ConfigDict:
         'eval_transforms': (),
         'threads': 2, 'buffer': 8,
     })
+    c.frozen = ConfigDict({})  # NAME: {run: WORKDIR, params, ema} or {weights: FOLDER_OR_HUB_ID, subfolder, variant}
     c.optim = ConfigDict({
         'name': 'adam',  # adam | adamw | sgd | lion | adafactor
         'lr': 1e-3,
@@ -339,10 +340,13 @@ def _argv(argv):
 
 
 EVALUATION = {'predict': '', 'metrics': (), 'n': None, 'batch_size': 256, 'settings': {}, 'seed': 0, 'ema': None,
-              'every_steps': None, 'labels': 'balanced', 'split': '', 'on': 'data', 'columns': 10, 'data_options': {}}
-"""What an entry of config.evaluate may say, and what holds where it says nothing; an empty split is data.eval_split."""
+              'every_steps': None, 'labels': 'balanced', 'split': '', 'on': 'data', 'columns': 10, 'source': '',
+              'data_options': {}}
+"""What an entry of config.evaluate may say, and what holds where it says nothing; an empty split is data.eval_split.
 
-FREE_FORM = ('system', 'data.options', 'optim.per', 'train.ema', 'sample.settings', 'evaluate')
+`data_options` are put into data.options, or stand alone where `source` names other data than data.source."""
+
+FREE_FORM = ('system', 'frozen', 'data.options', 'optim.per', 'train.ema', 'sample.settings', 'evaluate')
 
 
 def complete(saved: Mapping) -> ConfigDict:

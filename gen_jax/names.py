@@ -72,10 +72,11 @@ def make(spec: Mapping | str, namespace: str = '', **extra) -> Any:
 
 
 def _make_siblings(spec: Mapping) -> dict[str, Any]:
-    """Makes the nested specs of one level. A parameter that a nested spec leaves out and a sibling has is the
-    sibling's: `times: {'name': 'diffusion.times.uniform'}` gets the `process` that stands beside it.
+    """Makes the nested specs of one level. A parameter that a nested spec leaves out and for which a spec stands beside
+    it is that sibling: `times: {'name': 'diffusion.times.uniform'}` gets the `process`. Numbers are not shared: the
+    `steps` of a process are not those of sampling.
     """
-    waits = {k: [p for p in _parameters(lookup(v['name'])) or () if p in spec and p not in v]
+    waits = {k: [p for p in _parameters(lookup(v['name'])) or () if p not in v and _is_spec(spec.get(p))]
              for k, v in spec.items() if _is_spec(v)}
     made = {}
     for k in sorted(spec, key=lambda k: len(waits.get(k, ()))):

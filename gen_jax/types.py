@@ -170,6 +170,9 @@ class System(NamedTuple):
     predict: Mapping[str, Predict]
     optimizers: Mapping[str, Any] = {}
     """optax.GradientTransformation by the names that the objectives use; `gen_jax.build` fills this from the config."""
+    frozen: Mapping[str, PyTree] = {}
+    """Weights that it uses and does not train, as ShapeDtypeStructs by name: what TrainState.frozen holds, from where
+    config.frozen says."""
 
 
 class TrainState(NamedTuple):
@@ -182,8 +185,9 @@ class TrainState(NamedTuple):
     ema: dict[str, PyTree]
     """By the names in config.train.ema: {'params': ..., 'extra': ...} each."""
     extra: dict[str, PyTree]
-    """Non-parameters that the losses maintain: batch statistics, codebooks."""
+    """Non-parameters that the losses maintain: batch statistics, codebooks, the scale of latents."""
     frozen: dict[str, PyTree]
+    """Weights of other networks that no update changes (a first stage); see System.frozen."""
 
 
 class Metric(NamedTuple):

@@ -47,8 +47,11 @@ def test_files_of_users(tmp_path, monkeypatch):
     assert load_config(f'{path}:x,y').name == 'x,y'
     assert make({'name': 'helper_of_mine:f', 'a': {'name': 'helper_of_mine:f', 'a': 1, 'process': 2}, 'process': 3}
                 ) == ((1, 2), 3)
-    # What a nested spec leaves out, a sibling provides.
-    assert make({'name': 'helper_of_mine:f', 'a': {'name': 'helper_of_mine:f', 'a': 1}, 'process': 3}) == ((1, 3), 3)
+    # What a nested spec leaves out, a sibling that is a spec provides; a number is not shared.
+    inner, other = {'name': 'helper_of_mine:f', 'a': 1}, {'name': 'helper_of_mine:f', 'a': 2, 'process': 3}
+    assert make({'name': 'helper_of_mine:f', 'a': inner, 'process': other}) == ((1, (2, 3)), (2, 3))
+    with pytest.raises(TypeError, match='process'):
+        make({'name': 'helper_of_mine:f', 'a': inner, 'process': 3})
     for body, message in (('import not_there_at_all\n', 'line 1: ModuleNotFoundError'), ('def f(:\n', 'SyntaxError'),
                           ('x = 1\n', 'defines no get_config'),
                           ('def get_config(arg):\n    return arg.nothing\n', 'line 2: AttributeError')):

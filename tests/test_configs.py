@@ -10,6 +10,9 @@ from PIL import Image
 
 from gen_jax.build import build, load, make_system, predictor_for
 from gen_jax.config import ConfigError, apply_overrides, config_names, load_config, load_module, parse_arg
+from gen_jax.data.cached import write_cache
+from gen_jax.data.shapes import shapes
+from gen_jax.data.text_cache import write_text_cache
 from gen_jax.engine.checkpoint import read_leaves
 from gen_jax.engine.evaluate import numeric
 from gen_jax.engine.sharding import make_mesh
@@ -40,10 +43,12 @@ FIRST_STAGES = ('shapes_vae',)
 """Autoencoders: nothing to generate."""
 NETWORKS = ('adm', 'edm', 'ncsn', 'score_sde', 'vdm')
 """One config of every other kind of network."""
+LATENT = ('shapes_ldm',)
+"""What trains on what other runs have made; see tests/test_latent_diffusion.py, too."""
 
 
 @pytest.mark.parametrize('name', [n if n in NETWORKS else pytest.param(n, marks=pytest.mark.slow)
-                                  for n in sorted(set(config_names()) - {*FAMILIES, *FIRST_STAGES})])
+                                  for n in sorted(set(config_names()) - {*FAMILIES, *FIRST_STAGES, *LATENT})])
 def test_one_step_and_a_picture(name):
     config = small(name, '--config.optim.warmup_steps=0')  # with a warm-up the first step has a learning rate of 0
     system = make_system(config)
@@ -93,11 +98,27 @@ def picture(size):
     return png
 
 
+@pytest.fixture(scope='session')
+def caches(tmp_path_factory):
+    """Latents and embeddings of the shapes that configs/shapes_ldm.py reads, of random networks."""
+    folder, rng = tmp_path_factory.mktemp('caches'), np.random.default_rng(0)
+    captions = np.empty(128, object)  # of lists
+    captions[:] = [shapes(max_objects=2, fields=('captions',))[i]['captions'] for i in range(128)]
+    noise = rng.normal(size=(2, 128, 8, 8, 4)).astype(np.float32)
+    rows = {'mean': 3 * noise[0], 'log_var': noise[1] - 6, 'captions': captions}
+    write_cache(folder / 'latents', 'train', [rows], length=128, made_by={}, info={})
+    asked = [shapes(split, fields=('caption',), **kind)[i]['caption'] for i in range(8) for split, kind in (
+        ('test', {'max_objects': 1}), ('heldout', {'max_objects': 1}), ('test', {'min_objects': 2, 'max_objects': 2}))]
+    write_text_cache(folder / 'text', {c: None for c in (*sum(captions.tolist(), []), *asked)}, lambda texts: (
+        rng.normal(size=(len(texts), 16, 64)), rng.normal(size=(len(texts), 64))), {'random': 0})
+    return f'latents={folder / "latents"},text={folder / "text"}'
+
+
 @pytest.mark.parametrize('name', sorted(config_names()))
-def test_full_size_configs_build(name, tmp_path, monkeypatch):
+def test_full_size_configs_build(name, tmp_path, monkeypatch, caches):
     """The config that users run, not its debug variant: it is complete, and its parameters can be counted. Its
     `tfds:` data stand in a folder as `tfds build` leaves it."""
-    config = load_config(name)
+    config = load_config(f'{name}:{caches}' if name in LATENT else name)
     if config.data.source.startswith('tfds:'):
         monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
         size = config.system.image_shape[0]
@@ -107,6 +128,14 @@ def test_full_size_configs_build(name, tmp_path, monkeypatch):
     state = jax.eval_shape(lambda: init_state(run.system, 0, numeric(run.example_batch), dict(run.config.train.ema)))
     assert sum(x.size for x in jax.tree.leaves(state.params)) > 10_000
     assert run.config.train.steps >= 500 and (load_config(name).evaluate or load_config(name).sample.predict)
+
+
+@pytest.mark.parametrize('name,steps', [('ddpm', 1000), ('ddim', 1000), ('iddpm', 4000), ('shapes_ldm', 1000)])
+def test_the_table_of_a_process_is_not_as_short_as_its_sampling(name, steps):
+    """`steps` of the system once became those of the process beside it: DDIM was trained on 50 levels."""
+    generate = make_system(load_config(name)).predict['generate']
+    with pytest.raises(ValueError, match=f'the {steps} levels of the table'):
+        generate.options(steps=steps + 1, spacing='leading', solver='ddim')
 
 
 def arguments(name):
@@ -136,10 +165,10 @@ VARIANTS = [f'{name}:{arg},debug'.replace(':,', ':') for name in sorted(config_n
 
 
 @pytest.mark.parametrize('spec', VARIANTS)
-def test_every_debug_variant_traces(spec):
+def test_every_debug_variant_traces(spec, caches):
     """Its shapes agree from the data to the loss; one that cannot exist says which two arguments do not go together."""
     try:
-        config = load_config(spec)
+        config = load_config(f'{spec},{caches}' if spec.split(':')[0] in LATENT else spec)
     except ConfigError as e:
         assert not any(k in str(e) for k in ('TypeError', 'KeyError', 'AttributeError')), e
         return
@@ -148,7 +177,7 @@ def test_every_debug_variant_traces(spec):
 
     def losses():
         state = init_state(run.system, 0, batch, {})
-        noise = Noise(example_keys(0, np.arange(len(batch['image']))))
+        noise = Noise(example_keys(0, np.arange(len(next(iter(batch.values()))))))
         return [o.loss(state.params, state, on_device(batch), noise)[0] for o in run.system.objectives.values()]
 
     assert all(loss.shape == () for loss in jax.eval_shape(losses))
@@ -200,7 +229,7 @@ def test_bfloat16_compute_keeps_float32_parameters():
         state = state._replace(params=jax.tree.map(lambda x: x + 0.05, state.params))
         new = jax.eval_shape(make_update(run.system, seed=0), state, batch)[0]
         chex.assert_trees_all_equal_dtypes(new.params, state.params)
-        noise = Noise(example_keys(0, np.arange(len(batch['image']))))
+        noise = Noise(example_keys(0, np.arange(len(next(iter(batch.values()))))))
         loss = jax.jit(run.system.objectives['denoise'].loss)
         losses.append(float(loss(state.params, state, on_device(batch), noise)[0]))
     assert losses[0] != losses[1]

@@ -30,20 +30,21 @@ def captions_of_config(config, splits: Sequence[str] | None = None) -> list[str]
     """The distinct captions of a config's data, from the entry that its tokenize or text_embeddings reads.
 
     Args:
-        splits: of the source; None takes those of training, evaluation and every entry of config.evaluate, each with
-            its own options.
+        splits: of the source; None takes those of training and of every entry of config.evaluate, each with its own
+            source and options.
     """
     key, plain = _text_transform(config).get('key', 'caption'), json.loads(to_json(config))
-    wanted = [(split, {}) for split in splits or (config.data.train_split, config.data.eval_split)]
+    wanted = [(split, '', {}) for split in splits or (config.data.train_split,)]
     if splits is None:
-        wanted += [(spec.get('split') or config.data.eval_split, spec.get('data_options') or {})
-                   for spec in plain['evaluate'].values()]
+        wanted += [(spec.get('split') or config.data.eval_split, spec.get('source') or '',
+                    spec.get('data_options') or {}) for spec in plain['evaluate'].values()]
     found: dict[str, None] = {}
-    for split, options in {json.dumps(each, sort_keys=True): each for each in wanted}.values():
-        options = {**plain['data']['options'], **options}
-        if config.data.source == 'shapes':
+    for split, source, options in {json.dumps(each, sort_keys=True): each for each in wanted}.values():
+        options = {**({} if source else plain['data']['options']), **options}
+        source = source or config.data.source
+        if source == 'shapes':
             options['fields'] = [key]  # the pictures need not be drawn
-        part = {**plain['data'], 'options': options, 'transforms': [], 'eval_transforms': []}
+        part = {**plain['data'], 'source': source, 'options': options, 'transforms': [], 'eval_transforms': []}
         source, _ = open_split(from_json(json.dumps({**plain, 'data': part})), split)
         found.update(dict.fromkeys(captions_of(source, key)))
     return list(found)

@@ -15,6 +15,8 @@ def run(argv) -> int:
     p.add_argument('--predict', metavar='NAME', help='another predict, over the first --n examples of the '
                    'evaluation data, a row each: for instance reconstruct or interpolate')
     p.add_argument('--labels', help='class numbers, for instance 3 or 0,1,2 (default: all classes in turn)')
+    p.add_argument('--prompt', metavar='TEXT', help='what a model of text shall draw')
+    p.add_argument('--negative-prompt', metavar='TEXT', help='what guidance leads away from (default: the empty text)')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--steps', type=int, help='sampling steps')
     p.add_argument('--solver', help='for instance ddim, ddpm, heun or dpmpp_2m (gen-jax list solvers)')
@@ -48,7 +50,7 @@ def run(argv) -> int:
         settings[key] = literal(value)
     if any(v is not None and v < 1 for v in (args.n, args.batch_size, args.columns)):
         return fail(f'gen-jax sample: --n {args.n} --batch-size {args.batch_size} --columns {args.columns}: at least 1')
-    named = {k: getattr(args, k) for k in ('steps', 'eta', 'solver', 'spacing')}
+    named = {k: getattr(args, k) for k in ('steps', 'eta', 'solver', 'spacing', 'prompt', 'negative_prompt')}
     settings.update({k: v for k, v in named.items() if v is not None})
     prepare_jax()
     from gen_jax.build import load

@@ -119,10 +119,19 @@ def write_text_cache(root, captions: Iterable[str], encode: Encode, encoder: Map
 def open_text_cache(folder) -> TextCache:
     """Maps a cache into memory; nothing is read but the texts.
 
+    Args:
+        folder: of the cache, or the one in which `write_text_cache` made it, if that holds no other.
+
     Raises:
-        ValueError: no cache, or one whose files do not belong together.
+        ValueError: no cache, several, or one whose files do not belong together.
     """
     folder = Path(folder)
+    if not (folder / 'meta.json').is_file():
+        inside = sorted(p.parent for p in folder.glob('[!.]*/meta.json'))
+        if len(inside) > 1:
+            raise ValueError(f'{folder} holds {len(inside)} caches of text embeddings: name one of '
+                             f'{", ".join(p.name for p in inside)}')
+        folder = inside[0] if inside else folder
     missing = [name for name in ('meta.json', 'captions.json', 'states.npy', 'pooled.npy')
                if not (folder / name).is_file()]
     if missing:

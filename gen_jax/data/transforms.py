@@ -18,6 +18,7 @@ __all__ = ['centre_crop', 'keep', 'pad', 'random_crop', 'random_flip', 'resize',
            'tokenize']
 
 Example = dict[str, Any]
+TEXT = ('encoder_hidden_states', 'pooled')
 RESIZED_PIXELS = 2**26
 """What `resize` makes at most: 1 x 60,000 pixels, their shorter side made 64, would be a gigabyte."""
 SPATIAL = ('boxes', 'centres', 'depth', 'edges', 'mask', 'masks', 'radii', 'relations', 'segmentation')
@@ -265,22 +266,28 @@ def tokenize(tokenizer, key: str = 'caption') -> PerExample:
     return PerExample(apply, {'name': 'tokenize', 'tokenizer': identity, 'key': key})
 
 
-def text_embeddings(folder: str, key: str = 'caption') -> PerExample:
+def text_embeddings(folder: str, key: str = 'caption', negative: str | None = None, keep: bool = False) -> PerExample:
     """Text to `encoder_hidden_states` float32 [L, C] and `pooled` float32 [C], read from a cache on disk.
 
     A list or tuple of captions has one drawn for each position, the same one that `tokenize` would draw.
 
     Args:
-        folder: made by `gen-jax embed-text`, see `gen_jax.data.text_cache`.
+        folder: made by `gen-jax embed-text`, see `gen_jax.data.text_cache`; or the one around it.
         key: the entry that holds the text; it is replaced.
+        negative: the text that stands for no condition, mostly the empty one, or for what a picture should not be; its
+            `negative_encoder_hidden_states` and `negative_pooled` are added. None: neither.
+        keep: the text that was read stays in the entry.
 
     Raises:
         ValueError: no cache there; where an example has no captions, or one that the cache lacks.
     """
     cache = open_text_cache(folder)
+    more = {} if negative is None else {f'negative_{k}': v for k, v in zip(TEXT, cache[negative], strict=True)}
 
     def apply(example: Example, rng) -> Example:
-        states, pooled = cache[_drawn_text('text_embeddings', example, key, rng)]
-        return {**{k: v for k, v in example.items() if k != key}, 'encoder_hidden_states': states, 'pooled': pooled}
+        text = _drawn_text('text_embeddings', example, key, rng)
+        others = {k: v for k, v in example.items() if k != key}
+        return {**others, **dict(zip(TEXT, cache[text], strict=True)), **more, **({key: text} if keep else {})}
 
-    return PerExample(apply, {'name': 'text_embeddings', 'cache': dict(cache.meta), 'key': key})
+    return PerExample(apply, {'name': 'text_embeddings', 'cache': dict(cache.meta), 'key': key, 'negative': negative,
+                              'keep': keep})

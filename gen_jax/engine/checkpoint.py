@@ -1,7 +1,8 @@
 """The one checkpoint path: Orbax's CheckpointManager (v0, Composite items) behind a small class.
 
-A step holds `state` (the whole TrainState, every EMA included), `meta` (JSON: data position and fingerprint, config,
-versions, leaf dtypes and fingerprints) and a manifest of its files. Saves are asynchronous and atomic: a step's folder
+A step holds `state` (the TrainState, every EMA included; frozen weights are beside the steps, see
+`gen_jax.engine.frozen`), `meta` (JSON: data position and fingerprint, config, versions, leaf dtypes and fingerprints,
+digests of the frozen weights) and a manifest of its files. Saves are asynchronous and atomic: a step's folder
 gets its name when all of it, the manifest too, is on the disk; a killed save leaves a temporary folder, never a step.
 """
 
@@ -19,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from gen_jax import trees
 from gen_jax.engine import integrity
+from gen_jax.engine.agree import from_process_0, in_any_process
 from gen_jax.engine.fingerprint import differing, fingerprints
+from gen_jax.engine.frozen import read_frozen, save_frozen
 from gen_jax.engine.integrity import CheckpointError, IntegrityError
 from gen_jax.engine.manager import check_retention, open_manager, ranked
 from gen_jax.engine.steps import TEMPORARY, read_meta
@@ -35,7 +37,7 @@ __all__ = ['Checkpoints', 'CheckpointError', 'IntegrityError', 'check_retention'
 
 def _as_tree(state: TrainState) -> dict:
     """Orbax drops empty containers: leave them out, restore them from the target."""
-    return {path: leaf for path, leaf in trees.flat(state._asdict()).items()}
+    return trees.flat(state._replace(frozen={})._asdict())
 
 
 class Checkpoints:
@@ -59,6 +61,7 @@ class Checkpoints:
         self._saving: int | None = None  # the step whose save is running
         self._unsaved = ''  # why the newest save failed, until another one succeeds
         self._verified: set[int] = set()  # by `meta`, for the restore that follows
+        self._frozen: dict[str, str] | None = None  # digests, once written: no update changes what they stand for
         self._open = functools.partial(open_manager, self.path, keep_last, keep_every, best_metric, best_mode,
                                        read_only)
         self._clean()
@@ -89,6 +92,9 @@ class Checkpoints:
                 'fingerprints': fingerprints(tree), 'manifest': integrity.MANIFEST, 'saved': time.time()}
         kwargs = {'metrics': ranked(metrics, *self._best)} if self._best[0] else {}
         try:
+            if self._frozen is None:
+                self._frozen = save_frozen(self.path.parent / 'frozen', state.frozen)
+            meta['frozen'] = self._frozen
             self._manager.save(step, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(json.loads(json.dumps(meta)))), **kwargs)
             self._saving = step
@@ -207,7 +213,7 @@ class Checkpoints:
                 verdict = 'good' if integrity.verify(self.path / str(step)) else 'old'
             except IntegrityError as e:
                 verdict = str(e)
-        verdict = _from_process_0(verdict)
+        verdict = from_process_0(verdict)
         if verdict == 'old':
             _say(f'WARNING: checkpoint step {step} in {self.path} was written by an older gen_jax and has no manifest: '
                  'it is used UNVERIFIED')
@@ -236,7 +242,11 @@ class Checkpoints:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # Orbax would want the devices of the save
         abstract = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=places.get(k) or here)
                     for k, v in wanted.items()}
+        frozen = {name: {k: abstract.pop(f'frozen/{name}/{k}') for k in trees.flat(tree)}
+                  for name, tree in target.frozen.items()}
         (leaves, meta), errors = self._first_good(lambda k: self._read(k, abstract), step, fall_back)
+        for name, found in read_frozen(self.path.parent / 'frozen', meta.get('frozen', {}), frozen).items():
+            leaves |= {f'frozen/{name}/{k}': v for k, v in found.items()}
         if errors:
             self._set_aside(errors)
         treedef = jax.tree.structure(target._asdict())
@@ -260,7 +270,7 @@ class Checkpoints:
             raise
         except Exception as e:  # Orbax and tensorstore raise many kinds for what they cannot read
             error = e
-        if _in_any_process(error is not None):
+        if in_any_process(error is not None):
             why = f'{self.path / str(step)}: {_cause(error) if error else "another process could not read it"}'
             if verified:  # a full memory, say: an older step would not help
                 raise CheckpointError(f'{why} (its files are what was saved)') from error
@@ -295,7 +305,7 @@ class Checkpoints:
                 target = next(t for n in range(10_000) if not (t := aside / f'{step}.{n}').exists())
                 (self.path / str(step)).rename(target)
                 _say(f'WARNING: moved the unreadable step to {target}')
-        _in_any_process(False)  # all wait for the moves
+        in_any_process(False)  # all wait for the moves
         self._manager = self._open()
 
     def _step(self, step):
@@ -337,19 +347,6 @@ def _cause(error: Exception) -> str:
     """What happened, without the pages that tensorstore adds."""
     text = ' '.join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f'{text[:200]} ... {text[-100:]}'
-
-
-def _from_process_0(text: str) -> str:
-    """Process 0's text (2,000 bytes of it), in every process."""
-    if jax.process_count() == 1:
-        return text
-    words = np.frombuffer(text.encode()[:2000].ljust(2000, b'\0'), np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(words)).tobytes().rstrip(b'\0').decode(errors='replace')
-
-
-def _in_any_process(flag: bool) -> bool:
-    """Whether any process says so; all wait for all."""
-    return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def read_leaves(path) -> dict[str, np.ndarray]:

@@ -33,6 +33,8 @@ class Run(NamedTuple):
     """Learning rate by step for each optimizer, for the log."""
     info: Mapping[str, Any] = {}
     """Of the source, for the checkpoint: num_classes, label_names ..."""
+    frozen: Callable[[], Mapping[str, Any]] = dict
+    """Reads the weights that the system uses and does not train; a run that is resumed has its own copy."""
 
 
 class Result(NamedTuple):

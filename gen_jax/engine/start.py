@@ -74,7 +74,7 @@ def restore(run: Run, store: Checkpoints, runner, ema) -> tuple[Any, dict]:
 def initialise(run: Run, ema) -> Any:
     """The initial state, from train.init_from where that is set; not placed yet."""
     config = run.config
-    state = init_state(run.system, config.seed, numeric(run.example_batch), ema)
+    state = init_state(run.system, config.seed, numeric(run.example_batch), ema, run.frozen())
     if not config.train.init_from:
         return state
     rules = trees.parse_rules(config.train.init_map)

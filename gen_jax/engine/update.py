@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,14 @@ def split_name(entry: str) -> tuple[str, str]:
     return name, regex or '.*'
 
 
-def init_state(system: System, seed: int, example_batch: Mapping, ema: Mapping[str, Mapping]) -> TrainState:
+def init_state(system: System, seed: int, example_batch: Mapping, ema: Mapping[str, Mapping],
+               frozen: Mapping[str, Any] | None = None) -> TrainState:
     """Initial parameters, optimizer states and averages, eagerly (a jitted init compiles for longer than it runs).
 
     Args:
         example_batch: as the data pipeline yields it.
         ema: {name: {'decay': ..., 'warmup': ..., optionally 'params': names}}.
+        frozen: the weights that the system does not train; None: zeros, of which only the shapes are wanted.
 
     Raises:
         ValueError: objectives naming parameters or optimizers that do not exist.
@@ -55,7 +58,9 @@ def init_state(system: System, seed: int, example_batch: Mapping, ema: Mapping[s
                              f'parameters, not {sorted(over[objective.optimizer])} and {sorted(names)}')
         opt[objective.optimizer] = system.optimizers[objective.optimizer].init({n: params[n] for n in names})
     averages = {name: _average_of(params, extra, spec) for name, spec in ema.items()}
-    return TrainState(jnp.zeros((), jnp.int32), params, opt, averages, extra, {})
+    if frozen is None:
+        frozen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(system.frozen))
+    return TrainState(jnp.zeros((), jnp.int32), params, opt, averages, extra, dict(frozen))
 
 
 def _average_of(params, extra, spec):

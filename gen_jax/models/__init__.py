@@ -99,6 +99,7 @@ from gen_jax.models.stable_diffusion import (
     sd_x4_upscaler_unet,
     sdxl_refiner_unet,
     sdxl_unet,
+    unet_condition_shapes,
     unet_condition_tiny,
 )
 from gen_jax.models.unet import UNet2D, ddpm_celebahq_256, ddpm_cifar10, unet_digits, unet_tiny
@@ -190,6 +191,7 @@ __all__ = [
     'sd_x4_upscaler_unet',
     'sdxl_refiner_unet',
     'sdxl_unet',
+    'unet_condition_shapes',
     'unet_condition_tiny',
     'ncsn_cifar10',
     'ncsn_digits',

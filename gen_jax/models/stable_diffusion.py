@@ -18,6 +18,7 @@ __all__ = [
     'sd_x4_upscaler_unet',
     'sdxl_refiner_unet',
     'sdxl_unet',
+    'unet_condition_shapes',
     'unet_condition_tiny',
 ]
 
@@ -161,6 +162,24 @@ def ldm_imagenet_unet(**overrides) -> UNet2DCondition:
             up_block_types=('CrossAttnUpBlock2D',) * 3,
             cross_attention_dim=512,
             attention_head_dim=(8, 16, 32),
+        ),
+        **overrides,
+    })
+
+
+def unet_condition_shapes(**overrides) -> UNet2DCondition:
+    """Latents 8x8x4 of the 32x32 scenes of `shapes` and captions of 64-vectors; two resolutions, for CPUs."""
+    return UNet2DCondition(**{
+        **dict(
+            sample_size=8,
+            block_out_channels=(64, 128),
+            down_block_types=('CrossAttnDownBlock2D',) * 2,
+            up_block_types=('CrossAttnUpBlock2D',) * 2,
+            layers_per_block=1,
+            cross_attention_dim=64,
+            attention_head_dim=4,
+            norm_num_groups=16,
+            use_linear_projection=True,
         ),
         **overrides,
     })

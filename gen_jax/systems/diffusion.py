@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from gen_jax.diffusion.loss import denoising_loss
 from gen_jax.diffusion.times import discrete_uniform, uniform
-from gen_jax.sampling.likelihood import dequantise as bins
 from gen_jax.systems.diffusion_likelihood import likelihood_predicts
 from gen_jax.systems.diffusion_predicts import Trained, predicts
-from gen_jax.systems.inputs import arguments, condition_of, images_of
-from gen_jax.types import Objective, Parameterisation, Process, System, Times
+from gen_jax.systems.inputs import arguments, condition_of
+from gen_jax.systems.spaces import latents, pixels
+from gen_jax.systems.text import frozen_text_encoder, tell, with_text
+from gen_jax.types import Objective, Parameterisation, Process, System, Times, Variables
 
 __all__ = ['diffusion']
 
@@ -36,12 +37,14 @@ def _agree(process, parameterisation, times, weighting, loss, levels, moved):
 
 def diffusion(network, process: Process, parameterisation: Parameterisation, *, image_shape: Sequence[int],
               times: Times | None = None, weighting: Callable | None = None, loss: Callable | None = None,
-              cond: Mapping[str, str] | None = None, null: Mapping[str, float] | None = None,
+              cond: Mapping[str, str] | None = None, null: Mapping[str, float | str] | None = None,
               cond_dropout: float = 0.1, solver: str = 'ddim', spacing: str | None = None,
               settings: Mapping[str, Any] | None = None, clip: float | None = 1.0, steps: int = 50,
               max_steps: int = 1000, loss_times: int = 10, levels: int = 256, dequantise: bool = False,
-              image_range: tuple[float, float] = (-1.0, 1.0)) -> System:
-    """A denoising diffusion model over images, with classifier-free guidance.
+              image_range: tuple[float, float] = (-1.0, 1.0), first_stage=None,
+              scaling_factor: float | None = None, text_encoder=None, tokenizer=None) -> System:
+    """A denoising diffusion model over images, or over the latents of a frozen autoencoder, with classifier-free
+    guidance.
 
     Args:
         network: a Linen module, network(x [B, H, W, C], label [B], **cond, deterministic=...) -> [B, H, W, C].
@@ -54,7 +57,8 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
             gen_jax.diffusion.loss; default: `denoising_loss`.
         cond: network keyword -> batch key, for instance {'class_labels': 'label'}; 'added_cond/time_ids' is an entry of
             the keyword added_cond.
-        null: network keyword -> the value that stands for 'no condition', for instance {'class_labels': 10}.
+        null: network keyword -> the value that stands for 'no condition', for instance {'class_labels': 10}, or the
+            batch key that holds it: the embedding of the empty caption, or of what a picture should not be.
         cond_dropout: probability with which an example's condition is replaced by `null` in training (Ho & Salimans
             2022, Algorithm 1); 0 trains no unconditional branch, and guidance is then refused.
         solver, spacing, steps: defaults of sampling: names in gen_jax.sampling and its grids, and the number of steps.
@@ -67,6 +71,13 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
             likelihood is measured are (Song et al. 2021, App. D.2).
         image_range: what the model's own x0 spans, where it is not [-1, 1]: NCSN and VE models have (0, 1). Images go
             in and come out in [-1, 1] all the same. `clip` must then be None.
+        first_stage: Linen module with `encode(image) -> (mean, log_var)` and `decode(z) -> image`, whose latents are
+            diffused (Rombach et al. 2022); config.frozen.first_stage says where its weights are. Batches hold its
+            cached 'mean' (and 'log_var'), or pictures. `clip` must then be None.
+        scaling_factor: what latents are multiplied by; None: 1 / their standard deviation in the first batch.
+        text_encoder: a CLIP with `text_states(tokens)`, frozen, for batches that hold 'tokens' in place of cached
+            'encoder_hidden_states', and for prompts; config.frozen.text_encoder says where its weights are.
+        tokenizer: list of str -> int [N, L], for the settings `prompt` and `negative_prompt`.
         loss_times: number of stratified times per example of the predict 'losses'.
 
     Returns:
@@ -75,7 +86,7 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
         * generate: 'image' [B, H, W, C] in [-1, 1]. Settings: see `gen_jax.systems.diffusion_predicts`.
         * edit: 'image', from each image of the batch noised to `strength` (SDEdit; Meng et al. 2022).
         * reconstruct: 'image', from each image inverted to noise and sampled again (DDIM inversion).
-        * encode: 'x_T' [B, H, W, C], that noise.
+        * encode: 'x_T' [B, H, W, C] (of latents: [B, h, w, c]), that noise.
         * interpolate: 'image' [B, pictures, H, W, C], between two draws of noise on a great circle.
         * inpaint: 'image', each picture of the batch with what `keep` ('top', 'left', 'frame', an array ...) or the
           batch's own 'mask' (1 is known) does not cover painted anew; jump_n_sample > 1 is RePaint.
@@ -87,7 +98,8 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
           are fixed by the example's index.
 
     Raises:
-        ValueError: unknown solver or setting, null without its condition, dropout outside [0, 1).
+        ValueError: unknown solver or setting, null without its condition, dropout outside [0, 1), settings of pixels
+            for a model of latents.
     """
     cond, null = dict(cond or {}), dict(null or {})
     if not 0.0 <= cond_dropout < 1.0:
@@ -102,6 +114,20 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
     if not low < high or clip is not None and (low, high) != (-1.0, 1.0):
         raise ValueError(f'image_range {image_range}: low < high, and another than (-1, 1) needs clip None')
     _agree(process, parameterisation, times, weighting, loss, levels, dequantise or (low, high) != (-1.0, 1.0))
+    if first_stage is None and scaling_factor is not None:
+        raise ValueError(f'scaling_factor {scaling_factor} is of latents: give first_stage, too')
+    if first_stage is not None and (clip is not None or dequantise or (low, high) != (-1.0, 1.0)):
+        raise ValueError(f'with a first_stage, clip is {clip}, dequantise {dequantise} and image_range {image_range}: '
+                         'latents have no bounds and no grey levels; set clip to None and leave out the others')
+    space = pixels(image_shape, levels, dequantise, (low, high)) if first_stage is None else \
+        latents(first_stage, image_shape, scaling_factor)
+    if tokenizer is not None and text_encoder is None:
+        raise ValueError('a tokenizer is for prompts, which need text_encoder, too')
+    frozen = {**space.frozen, **({} if text_encoder is None else frozen_text_encoder(text_encoder))}
+
+    def told(variables, batch):
+        return batch if text_encoder is None else tell(text_encoder, variables, batch)
+
     times = times or (uniform if process.steps is None else discrete_uniform)(process)
     make_loss = loss or denoising_loss
     guided = bool(null) and cond_dropout > 0
@@ -117,25 +143,32 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
     def condition(batch):
         return condition_of(batch, cond)
 
-    model = Trained(apply, process, parameterisation, tuple(image_shape), cond, null, guided, condition, clip,
+    model = Trained(apply, process, parameterisation, space, tuple(image_shape), cond, null, guided, condition, clip,
                     max_steps, {'steps': steps, 'solver': solver, 'spacing': spacing, **(settings or {})}, loss_times,
                     levels, dequantise, (low, high))
-    uses = predicts(model)
+    uses = {**predicts(model), **likelihood_predicts(model)}
+    if text_encoder is not None:
+        uses = {name: with_text(use, text_encoder, tokenizer) for name, use in uses.items()}
     uses['generate'].options(**model.settings)  # refuses names and settings now, not after the training
 
     def init(key, batch):
-        x = jnp.asarray(images_of(batch, image_shape))[:1]
+        variables = Variables({}, measured := space.extra(batch), _zeros(frozen))
+        batch = told(variables, batch)
+        x = jnp.asarray(space.read(variables, {k: v[:1] for k, v in batch.items()}))
         given = {k: v[:1] for k, v in condition(batch).items()}
         history = {'times': times.init()} if hasattr(times, 'init') else {}
-        return {'unet': network.init(key, x, jnp.zeros(1), **arguments(given))['params']}, history
+        params = network.init(key, x, jnp.zeros(1), **arguments(given))['params']
+        return {'unet': params}, {**history, **measured}
 
     def objective(params, state, batch, noise):
-        x0, given = images_of(batch, image_shape), condition(batch)
-        x0 = model.scale(bins(noise, x0, levels, inside=True) if dequantise else x0)
+        variables = Variables({}, state.extra, state.frozen)
+        batch = told(variables, batch)
+        x0, given = space.read(variables, batch, noise), condition(batch)
         t, importance = times(noise, x0.shape[0], state.extra)
         if guided:
             drop = noise.bernoulli('cond_dropout', cond_dropout)
-            given = {k: jnp.where(drop.reshape((-1,) + (1,) * (v.ndim - 1)), jnp.asarray(null[k], v.dtype), v)
+            nothing = model.nulls(batch)
+            given = {k: jnp.where(drop.reshape((-1,) + (1,) * (v.ndim - 1)), jnp.asarray(nothing[k], v.dtype), v)
                      if k in null else v for k, v in given.items()}
         per_example = make_loss(apply(params['unet'], noise), process, parameterisation, weighting)
         values = per_example(x0, t, noise, given)
@@ -145,5 +178,9 @@ def diffusion(network, process: Process, parameterisation: Parameterisation, *, 
         return jnp.mean(importance * values), ({}, history)
 
     # A history of losses is one for the whole batch: examples meet in it.
-    return System(init=init, predict={**uses, **likelihood_predicts(model)}, objectives={
+    return System(init=init, frozen=frozen, predict=uses, objectives={
         'denoise': Objective(objective, ('unet',), 'unet', per_example=not hasattr(times, 'update'))})
+
+
+def _zeros(shapes):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(shapes))

@@ -15,6 +15,7 @@ from gen_jax.sampling.adaptive import require_converged
 from gen_jax.sampling.likelihood import bits_per_dim, dequantise, log_likelihood
 from gen_jax.systems import plan
 from gen_jax.systems.inputs import images_of
+from gen_jax.systems.spaces import to_range
 from gen_jax.types import Predict
 
 __all__ = ['likelihood_predicts']
@@ -30,8 +31,7 @@ def likelihood_predicts(model) -> dict[str, Predict]:
     def losses(variables, keys, batch, options):
         del options
         noise = Noise(keys)
-        x0, given = images_of(batch, model.image_shape), model.condition(batch)
-        x0 = model.scale(dequantise(noise, x0, model.levels, inside=True) if model.dequantise else x0)
+        x0, given = model.space.read(variables, batch, noise), model.condition(batch)
         per_example = denoising_loss(model.apply(variables.params['unet']), process, model.parameterisation)
         u, low, span = noise.uniform('offset'), process.t_min, process.t_max - process.t_min
 
@@ -45,8 +45,8 @@ def likelihood_predicts(model) -> dict[str, Predict]:
     def likelihood(variables, keys, batch, options):
         noise, (how,) = Noise(keys), options['how']
         divergence, probes = how
-        x = model.scale(dequantise(noise, images_of(batch, model.image_shape), model.levels,
-                                   model.dequantise))
+        x = to_range(dequantise(noise, images_of(batch, model.image_shape), model.levels, model.dequantise),
+                      *model.image_range)
         found = log_likelihood(denoiser(variables), process, x, model.condition(batch), noise=noise,
                                divergence=divergence, probes=int(probes), rtol=options['tol'], atol=options['tol'],
                                max_nfe=options['max_nfe'])
@@ -84,6 +84,8 @@ def likelihood_predicts(model) -> dict[str, Predict]:
     def check(out):
         require_converged(SimpleNamespace(**out))
 
+    if model.space.shape != model.image_shape or model.space.frozen:
+        return {'losses': Predict(losses)}  # the density of a latent is none of its picture
     found = {'losses': Predict(losses), 'likelihood': Predict(likelihood, likelihood_options, check=check)}
     # The bound decodes grey levels in [-1, 1].
     if process.steps is None or model.dequantise or tuple(model.image_range) != (-1.0, 1.0):

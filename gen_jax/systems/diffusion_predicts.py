@@ -11,14 +11,13 @@ import numpy as np
 
 from gen_jax import sampling
 from gen_jax.diffusion.guidance import classifier_free, clip_x0, dynamic_threshold, interval
-from gen_jax.losses.reconstruction import bin_centres, image_to_level, level_to_image, nearest_level
 from gen_jax.rng import Noise
 from gen_jax.sampling import grids
 from gen_jax.sampling.adaptive import require_converged, sample_adaptive, time_range
 from gen_jax.sampling.count import network_calls
 from gen_jax.sampling.inpainting import check_mask
 from gen_jax.systems import plan
-from gen_jax.systems.inputs import images_of
+from gen_jax.systems.spaces import Space
 from gen_jax.types import Cond, DenoiseFn, Parameterisation, Predict, Process, PyTree
 
 __all__ = ['Trained', 'predicts']
@@ -31,10 +30,14 @@ class Trained(NamedTuple):
     """params -> network(x, label, cond), deterministic."""
     process: Process
     parameterisation: Parameterisation
+    space: Space
+    """What x0 is of a picture."""
     image_shape: tuple[int, ...]
+    """(H, W, C) of the pictures."""
     cond: Mapping[str, str]
     """Network keyword -> batch key."""
     null: Mapping[str, Any]
+    """Network keyword -> the value that stands for no condition, or the batch key that holds it."""
     guided: bool
     """Whether the unconditional branch was trained."""
     condition: Callable[[Mapping], Cond]
@@ -50,23 +53,17 @@ class Trained(NamedTuple):
     """Whether it was trained on dequantised data that fill [-1, 1] (`sampling.likelihood.dequantise`)."""
     image_range: tuple[float, float]
 
-    def scale(self, x):
-        """[-1, 1] to the model's range."""
-        low, high = self.image_range
-        return x if (low, high) == (-1.0, 1.0) else low + 0.5 * (high - low) * (x + 1.0)
+    def nulls(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Network keyword -> the value of no condition.
 
-    def inward(self, batch):
-        """The images of a batch as the model knows them; of dequantised data, the middle of each grey level's bin."""
-        image = images_of(batch, self.image_shape)
-        if self.dequantise:
-            image = bin_centres(image_to_level(image, self.levels), self.levels)
-        return self.scale(image)
+        Raises:
+            ValueError: it should be in the batch, and is not.
+        """
+        missing = [v for v in self.null.values() if isinstance(v, str) and v not in batch]
+        if missing:
+            raise ValueError(f'the batch has no {missing[0]!r}, which stands for no condition: it has {sorted(batch)}')
+        return {k: batch[v] if isinstance(v, str) else v for k, v in self.null.items()}
 
-    def outward(self, x):
-        """What the model made, as images clipped to [-1, 1]; a model of dequantised data draws grey levels."""
-        low, high = self.image_range
-        image = jnp.clip(x if (low, high) == (-1.0, 1.0) else 2.0 * (x - low) / (high - low) - 1.0, -1.0, 1.0)
-        return level_to_image(nearest_level(image, self.levels), self.levels) if self.dequantise else image
 
 NAMED = ('steps', 'solver', 'spacing', 'corrector', 'corrector_steps', 'guidance_scale', 'guidance_rescale',
          'guidance_sigma_lo', 'guidance_sigma_hi', 'threshold', 'percentile')
@@ -180,7 +177,7 @@ def sampling_options(model: Trained, *, steps: int | None = None, solver: str | 
     grid_settings = {k: settings.pop(k) for k in sorted(grid_keys) if k in settings}
     return {'grid': _grid(model, steps, spacing, grid_settings, strength),
             'guidance': _guidance(guidance_scale, **guidance),
-            'threshold': _threshold(threshold, model.clip, percentile, tuple(model.image_range) == (-1.0, 1.0)),
+            'threshold': _threshold(threshold, model.clip, percentile, model.space.centred),
             'sampler': plan.bind(parts, process, settings, (*NAMED, *grid_keys)),
             'repeat': {str(corrector_steps): ()}}
 
@@ -193,14 +190,14 @@ def sampler_of(model: Trained, options):
         if correctors else solver
 
 
-def denoiser(model: Trained, variables, options) -> DenoiseFn:
+def denoiser(model: Trained, variables, options, batch) -> DenoiseFn:
     """The network's denoiser with guidance and thresholding."""
     denoise = model.parameterisation.denoiser(model.apply(variables.params['unet']), model.process)
     if guidance := options['guidance']:
         scale = guidance['scale']
         if 'sigma_lo' in guidance:
             scale = interval(scale, guidance['sigma_lo'], guidance['sigma_hi'])
-        denoise = classifier_free(scale, model.null, guidance.get('rescale', 0.0))(denoise)
+        denoise = classifier_free(scale, model.nulls(batch), guidance.get('rescale', 0.0))(denoise)
     for kind, values in options['threshold'].items():
         denoise = {'static': clip_x0, 'dynamic': dynamic_threshold}[kind](**values, recompute_eps=True)(denoise)
     return denoise
@@ -227,7 +224,8 @@ def predicts(model: Trained) -> dict[str, Predict]:
     All that sample share their settings: steps, solver, spacing, corrector, corrector_steps, guidance_scale and the
     keywords of the parts that these name (eta, order, rho, s_churn, snr ...); see docs/samplers.md.
     """
-    reads = tuple(model.cond.values())
+    space = model.space
+    reads = (*model.cond.values(), *(v for v in model.null.values() if isinstance(v, str)))
 
     def options(**settings):
         if 'strength' in settings:
@@ -240,7 +238,7 @@ def predicts(model: Trained) -> dict[str, Predict]:
     def run(variables, noise, batch, options, x, sampler=None):
         """The scan from x at the first row of the grid; the picture [B, ...] it ends at."""
         sampler = sampler_of(model, options) if sampler is None else sampler
-        return sampling.sample(noise, denoiser(model, variables, options), sampler, x, options['grid'],
+        return sampling.sample(noise, denoiser(model, variables, options, batch), sampler, x, options['grid'],
                                model.condition(batch)).x
 
     def nfe(options):  # guidance evaluates the network twice in each call of the denoiser
@@ -251,23 +249,23 @@ def predicts(model: Trained) -> dict[str, Predict]:
 
     def generate(variables, keys, batch, options):
         noise = Noise(keys)
-        x = sampling.prior(noise, (keys.shape[0], *model.image_shape), options['grid'])
-        return {'image': model.outward(run(variables, noise, batch, options, x))}
+        x = sampling.prior(noise, (keys.shape[0], *space.shape), options['grid'])
+        return {'image': space.show(variables, run(variables, noise, batch, options, x))}
 
     def edit(variables, keys, batch, options):
         noise = Noise(keys)
-        x = sampling.start_from(noise, model.inward(batch), options['grid'])
-        return {'image': model.outward(run(variables, noise, batch, options, x))}
+        x = sampling.start_from(noise, space.read(variables, batch), options['grid'])
+        return {'image': space.show(variables, run(variables, noise, batch, options, x))}
 
     def inverted(variables, keys, batch, options):
         """The noise that the picture came from, by the probability-flow ODE walked backwards."""
-        back = {**options, 'grid': options['back'], 'guidance': {}, 'threshold': {}}
+        back, x0 = {**options, 'grid': options['back'], 'guidance': {}, 'threshold': {}}, space.read(variables, batch)
         (n,) = options['iterations']
-        return run(variables, Noise(keys), batch, back, model.inward(batch), sampling.ddim_inverse(int(n)))
+        return run(variables, Noise(keys), batch, back, x0, sampling.ddim_inverse(int(n)))
 
     def reconstruct(variables, keys, batch, options):
         x = inverted(variables, keys, batch, options)
-        return {'image': model.outward(run(variables, Noise(keys), batch, options, x))}
+        return {'image': space.show(variables, run(variables, Noise(keys), batch, options, x))}
 
     def encode(variables, keys, batch, options):
         return {'x_T': inverted(variables, keys, batch, options)}
@@ -290,25 +288,26 @@ def predicts(model: Trained) -> dict[str, Predict]:
 
     def interpolate(variables, keys, batch, options):
         noise, weight = Noise(keys), options['weight']
-        shape, n = (keys.shape[0], *model.image_shape), weight.shape[0]
+        shape, n = (keys.shape[0], *space.shape), weight.shape[0]
         start, end = (options['grid'].sigma[0] * noise.normal(name, shape) for name in ('start', 'end'))
         x = jax.vmap(lambda w: sampling.slerp(start, end, w), out_axes=1)(weight)
         batch = {k: jnp.repeat(v, n, 0) for k, v in batch.items()}
         keys = jnp.repeat(keys, n)
-        x = run(variables, Noise(keys), batch, options, x.reshape(-1, *model.image_shape))
-        return {'image': model.outward(x).reshape(shape[0], n, *model.image_shape)}
+        x = run(variables, Noise(keys), batch, options, x.reshape(-1, *space.shape))
+        return {'image': space.show(variables, x).reshape(shape[0], n, *model.image_shape)}
 
     def interpolate_options(pictures: int = 8, **settings):
         plan.whole('pictures', pictures, 2)
         return {**options(**settings), 'weight': jnp.linspace(0.0, 1.0, pictures)}
 
     def inpaint(variables, keys, batch, options):
-        noise, known = Noise(keys), model.inward(batch)
-        mask = batch['mask'] if 'mask' in batch else jnp.broadcast_to(options['mask'], known.shape[:-1] + (1,))
+        noise, known = Noise(keys), space.read(variables, batch)
+        wanted = (keys.shape[0], *model.image_shape[:2], 1)
+        mask = batch['mask'] if 'mask' in batch else jnp.broadcast_to(options['mask'], wanted)
         solver = sampler_of(model, options)
-        sampler = sampling.time_travel(sampling.chain(solver, sampling.replace_known(known, mask)))
+        sampler = sampling.time_travel(sampling.chain(solver, sampling.replace_known(known, space.keep(mask))))
         x = sampling.prior(noise, known.shape, options['grid'])
-        image = model.outward(run(variables, noise, batch, options, x, sampler=sampler))
+        image = space.show(variables, run(variables, noise, batch, options, x, sampler=sampler))
         span = jnp.stack([mask.min(), mask.max()]).astype(jnp.float32)
         return {'image': image, 'mask_range': jnp.broadcast_to(span, (image.shape[0], 2))}
 
@@ -329,12 +328,12 @@ def predicts(model: Trained) -> dict[str, Predict]:
         return {**found, 'mask': _mask(keep, model.image_shape)}
 
     def generate_ode(variables, keys, batch, options):
-        process, shape = model.process, (keys.shape[0], *model.image_shape)
+        process, shape = model.process, (keys.shape[0], *space.shape)
         _, t_max = time_range(process)
         x = process.sigma(t_max) * Noise(keys).normal('x_T', shape)
-        found = sample_adaptive(denoiser(model, variables, options), process, x, cond=model.condition(batch),
+        found = sample_adaptive(denoiser(model, variables, options, batch), process, x, cond=model.condition(batch),
                                 rtol=options['tol'], atol=options['tol'], max_nfe=options['max_nfe'])
-        return {'image': model.outward(found.y), 'nfe': found.nfe, 'converged': found.converged}
+        return {'image': space.show(variables, found.y), 'nfe': found.nfe, 'converged': found.converged}
 
     def ode_options(tol: float = 1e-4, max_nfe: int = 2000, **settings):
         unknown = set(settings) - {'guidance_scale', 'guidance_rescale', 'guidance_sigma_lo', 'guidance_sigma_hi',

@@ -98,3 +98,20 @@ def test_the_transform_draws_the_caption_that_tokenize_draws(tmp_path):
         embeds.apply({'image': 0}, np.random.default_rng(0))
     with pytest.raises(ValueError, match="the data have no 'caption' but"):
         captions_of(source, 'caption')
+
+
+def test_the_negative_text_and_the_one_that_was_read(tmp_path):
+    folder = write_text_cache(tmp_path, ['cat', 'dog'], encode, ENCODER, dtype='float32')
+    # The folder around a cache will do while it holds one.
+    transform = text_embeddings(str(tmp_path), negative='', keep=True)
+    out = transform.apply({'caption': 'dog', 'label': 1}, np.random.default_rng(0))
+    assert sorted(out) == ['caption', 'encoder_hidden_states', 'label', 'negative_encoder_hidden_states',
+                           'negative_pooled', 'pooled'] and out['caption'] == 'dog'
+    np.testing.assert_array_equal(out['negative_pooled'], open_text_cache(folder)[''][1])
+    np.testing.assert_array_equal(out['encoder_hidden_states'], open_text_cache(folder)['dog'][0])
+    assert (transform.spec['negative'], transform.spec['keep']) == ('', True)
+    with pytest.raises(ValueError, match="not 'wolf'"):
+        text_embeddings(str(folder), negative='wolf')
+    write_text_cache(tmp_path, ['cat'], encode, {'another': 1})
+    with pytest.raises(ValueError, match=f'holds 2 caches of text embeddings: name one of .*{folder.name}'):
+        open_text_cache(tmp_path)

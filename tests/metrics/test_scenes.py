@@ -51,3 +51,19 @@ def test_generated_floats_and_empty_pictures(outputs):
     metric = scenes(oracle)
     with pytest.raises(ValueError, match='no images'):
         metric.compute(metric.init())
+
+
+def test_captions_are_a_truth_too():
+    """Relations count with them; and what a caption leaves open may be anything."""
+    source = shapes('test', min_objects=2, max_objects=2, fields=('image', 'captions'))
+    rows = [source[i] for i in range(12)]
+    image = np.stack([r['image'] for r in rows])
+    for phrasing in range(5):
+        found = score({'image': image, 'text': np.array([r['captions'][phrasing] for r in rows])}, caption='text')
+        assert found['scene'] == found['scene_relations'] == 1.0
+    assert found['scene_recipe']['exact'] == 'count, colour, shape, size, relations'
+    mirrored = image[:, :, ::-1]  # left and right change places: half of the captions are wrong then
+    words = [r['captions'][0] for r in rows]
+    sideways = np.mean([' left of ' in w or ' right of ' in w for w in words])
+    found = score({'image': mirrored, 'text': np.array(words)}, caption='text')
+    assert 0 < sideways < 1 and found['scene_relations'] == found['scene'] == pytest.approx(1 - sideways)

@@ -303,5 +303,5 @@ def test_every_loss_trains(loss):
     s = system(process, parameterisation.eps(), loss=loss, dequantise=not hasattr(loss, 'levels'))
     params, _ = s.init(jax.random.key(0), {k: jnp.asarray(v) for k, v in BATCH.items()})
     value, grads = jax.jit(jax.value_and_grad(lambda p: s.objectives['denoise'].loss(
-        p, type('S', (), {'extra': {}}), BATCH, Noise(example_keys(0, range(4))))[0]))(params)
+        p, type('S', (), {'extra': {}, 'frozen': {}}), BATCH, Noise(example_keys(0, range(4))))[0]))(params)
     assert np.isfinite(value) and all(np.isfinite(g).all() and np.any(g != 0) for g in jax.tree.leaves(grads)[:2])

@@ -1,0 +1,205 @@
+"""Latent diffusion from end to end, tiny: autoencoder, latents on disk, embeddings on disk, UNet, pictures."""
+
+import json
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from gen_jax.build import build, load, make_system
+from gen_jax.cli.cache import cache
+from gen_jax.cli.embed_text_run import embed_text
+from gen_jax.config import ConfigError, apply_overrides, load_config, to_json
+from gen_jax.data.cached import read_manifest
+from gen_jax.data.shapes import shapes
+from gen_jax.data.text_cache import open_text_cache
+from gen_jax.engine.checkpoint import CheckpointError, Checkpoints, IntegrityError, read_leaves
+from gen_jax.engine.evaluate import numeric
+from gen_jax.engine.signals import Stop
+from gen_jax.engine.start import initialise
+from gen_jax.engine.steps import read_meta
+from gen_jax.engine.train import train
+
+QUIET = ('--config.log.every_steps=1', '--config.log.tensorboard=False', '--config.checkpoint.every_steps=10',
+         '--config.optim.warmup_steps=0')
+WEIGHTS = ['first_stage', 'text_encoder']
+PROMPT = 'a large pink star'
+DATA = {'size': 32, 'max_objects': 1, 'fields': ('image', 'captions')}
+
+
+def as_run(config, workdir):
+    """What one step of training would have left there, without the step."""
+    run = build(config)
+    example = {k: [list(v.shape), str(v.dtype)] for k, v in numeric(run.example_batch).items()}
+    store = Checkpoints(workdir)
+    store.save(1, initialise(run, dict(config.train.ema)), {'config': json.loads(to_json(config)), 'example': example,
+                                                            'info': {}}, wait=True)
+    store.close()
+    (workdir / 'config.json').write_text(to_json(config))
+    return workdir
+
+
+def first_stage(workdir, seed=0):
+    """A run of an f2 autoencoder."""
+    config = apply_overrides(load_config('shapes_vae:debug'), [f'--config.seed={seed}'])
+    with config.unlocked():
+        config.system.network = {'name': 'models.autoencoder_kl_tiny'}
+        config.evaluate = {}
+        config.data.options.update(DATA)
+    return as_run(config, workdir)
+
+
+def latent(folder, *overrides):
+    """The config of a UNet on the latents in that folder."""
+    where = ','.join(f'{k}={folder / k}' for k in ('vae', 'clip', 'latents', 'text'))
+    config = apply_overrides(load_config(f'shapes_ldm:{where},debug'), [*QUIET, '--config.train.steps=2', *overrides])
+    with config.unlocked():
+        config.sample.every_steps = 0
+        config.system.first_stage = {'name': 'models.autoencoder_kl_tiny'}
+        config.system.network.update(block_out_channels=(8,), down_block_types=('CrossAttnDownBlock2D',),
+                                     up_block_types=('CrossAttnUpBlock2D',))
+        config.evaluate = {'two': {**config.evaluate.one_2.to_dict(), 'n': 2, 'batch_size': 2}}
+    return config
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """The runs: a folder with vae, latents, text, and ldm, which stopped after the first of its two steps."""
+    folder = tmp_path_factory.mktemp('latent')
+    first_stage(folder / 'vae')
+    cache(load(folder / 'vae'), 'train', folder / 'latents', n=32, batch_size=16)
+    as_run(load_config('shapes_clip:objects=2'), folder / 'clip')
+    source, asked = shapes(**DATA), shapes('test', max_objects=1, fields=('caption',))
+    texts = [*(c for i in range(32) for c in source[i]['captions']), *(asked[i]['caption'] for i in range(2)), PROMPT]
+    embed_text(load(folder / 'clip'), texts, folder / 'text', dtype='float32')
+    run, stopped = build(latent(folder)), Stop()
+    stopped.request('wall time')
+    assert train(run, folder / 'ldm', stop=stopped).step == 1
+    (folder / 'vae').rename(folder / 'elsewhere')
+    assert train(run, folder / 'ldm', stop=Stop()).step == 2
+    (folder / 'elsewhere').rename(folder / 'vae')
+    return folder
+
+
+def test_a_run_has_its_own_copy_of_what_is_frozen(made):
+    """Written once, beside the steps; the second step of `made` did not have the run that it came from."""
+    assert sorted(p.name.split('-')[0] for p in (made / 'ldm' / 'frozen').iterdir()) == WEIGHTS
+    for step in (1, 2):
+        meta = read_meta(made / 'ldm' / 'checkpoints' / str(step))
+        assert sorted(meta['frozen']) == WEIGHTS and not any(k.startswith('frozen') for k in meta['dtypes'])
+    frozen, vae = load(made / 'ldm').variables.frozen['first_stage'], load(made / 'vae')
+    chex.assert_trees_all_equal(frozen, vae.variables.params['autoencoder'])
+
+
+@pytest.mark.slow
+def test_it_resumes_to_the_same_bits(made, tmp_path):
+    train(build(latent(made)), tmp_path / 'straight', stop=Stop())
+    chex.assert_trees_all_equal(read_leaves(tmp_path / 'straight'), read_leaves(made / 'ldm'))
+
+
+def test_the_scale_is_that_of_the_first_batch(made):
+    run = build(latent(made))
+    state = load(made / 'ldm').state
+    np.testing.assert_allclose(state.extra['scaling_factor'], 1 / run.example_batch['mean'].std(), rtol=1e-5)
+
+
+def test_pictures_of_captions(made):
+    """Generating decodes; editing reads a picture or its latent alike; a caption that is negative guides away."""
+    loaded, rng = load(made / 'ldm'), np.random.default_rng(1)
+    text = {k: 30 * rng.normal(size=(2, 16, 64)).astype(np.float32)  # the network is hardly trained
+            for k in ('encoder_hidden_states', 'negative_encoder_hidden_states')}
+    out = loaded.predict('generate', text, guidance_scale=3.0)['image']
+    assert out.shape == (2, 32, 32, 3) and np.isfinite(out).all() and abs(out).max() <= 1 and out.std() > 0
+    same = {**text, 'negative_encoder_hidden_states': text['encoder_hidden_states']}
+    np.testing.assert_allclose(loaded.predict('generate', same, guidance_scale=3.0)['image'],
+                               loaded.predict('generate', same)['image'], atol=1e-4)
+    assert abs(loaded.predict('generate', same, guidance_scale=3.0)['image'] - out).max() > 1e-4
+    with pytest.raises(ValueError, match="no 'negative_encoder_hidden_states', which stands for no condition"):
+        loaded.predict('generate', {'encoder_hidden_states': text['encoder_hidden_states']}, guidance_scale=3.0)
+    # A prompt is its embedding.
+    cached, _ = open_text_cache(made / 'text')[PROMPT]
+    given = {'encoder_hidden_states': cached[None], 'negative_encoder_hidden_states': open_text_cache(
+        made / 'text')[''][0][None]}
+    np.testing.assert_allclose(
+        loaded.predict('generate', {'index': np.arange(1)}, prompt=PROMPT, guidance_scale=3.0)['image'],
+        loaded.predict('generate', given, guidance_scale=3.0)['image'], atol=1e-4)
+    assert loaded.sample(3, prompt=PROMPT)['image'].shape == (3, 32, 32, 3)
+    source = shapes(**DATA)
+    images = np.stack([source[i]['image'] for i in range(2)])
+    mean = np.load(made / 'latents' / 'train' / 'mean.npy')[:2]
+    edited = [loaded.predict('edit', {**text, **x}, strength=0.5)['image'] for x in ({'image': images},
+                                                                                   {'mean': mean})]
+    np.testing.assert_allclose(*edited, atol=1e-3)
+    # What is kept of a latent is kept of the picture, up to the autoencoder.
+    whole = loaded.predict('inpaint', {**text, 'image': images, 'mask': np.ones((2, 32, 32, 1), np.float32)})['image']
+    rebuilt = load(made / 'vae').predict('reconstruct', {'image': images})['image']
+    np.testing.assert_allclose(whole, rebuilt, atol=1e-3)
+    assert not {'likelihood', 'vlb'} & set(loaded.predictor.system.predict)
+
+
+@pytest.mark.slow
+def test_the_evaluation_reads_captions(made):
+    found = load(made / 'ldm').evaluate('two')
+    assert found['scene_recipe'] == {'n': 2, 'of': 'image', 'exact': 'count, colour, shape, size, relations'}
+    assert 0 <= found['scene'] <= found['scene_count'] <= 1 and 0 <= found['scene_relations'] <= 1
+
+
+def test_other_weights_than_those_of_the_latents_are_refused(made, tmp_path):
+    other = first_stage(tmp_path / 'other', seed=1)
+    config = latent(made)
+    kept = {'text_encoder': {'run': str(made / 'clip')}}
+    for spec, message in (({'run': str(other)}, 'cached by other weights than those of .*other.*Cache them again'),
+                          ({'run': str(made / 'vae'), 'params': 'unet'}, "params 'unet': .* holds .* autoencoder"),
+                          ({'run': str(tmp_path / 'none')}, 'holds no run'),
+                          ({'run': str(made / 'ldm')}, 'does not fit system.first_stage')):
+        with config.unlocked():
+            config.frozen = {'first_stage': spec, **kept}
+        with pytest.raises(ConfigError, match=message):
+            train(build(config), tmp_path / 'refused', stop=Stop())
+        assert not (tmp_path / 'refused').exists()
+    for frozen, message in (({}, "needs the weights of 'first_stage'.*{'run': WORKDIR}"),
+                            ({'first_stage': {'run': 'x', 'step': 3}}, "unknown 'step'"),
+                            ({'first_stage': {}}, 'is either'),
+                            ({'first_stage': {'run': 'x'}, 'other': {}}, 'no frozen network of that name')):
+        with config.unlocked():
+            config.frozen = {**kept, **frozen}
+        with pytest.raises(ConfigError, match=message):
+            build(config)
+
+
+def test_damaged_or_missing_frozen_weights_are_named(made, tmp_path):
+    shutil.copytree(made / 'ldm', tmp_path / 'ldm')
+    place = next((tmp_path / 'ldm' / 'frozen').glob('first_stage-*'))
+    store = Checkpoints(tmp_path / 'ldm', read_only=True)
+    assert store.steps() == [2]
+    store.close()
+    place.rename(tmp_path / 'away')
+    with pytest.raises(IntegrityError, match='frozen weights of this checkpoint, is missing'):
+        load(tmp_path / 'ldm')
+    (tmp_path / 'away').rename(place)
+    damaged = 0
+    for file in place.rglob('*'):
+        if file.is_file() and file.stat().st_size > 1000 and 'd' in file.parent.name:
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 1
+            file.write_bytes(data)
+            damaged += 1
+    assert damaged
+    with pytest.raises(CheckpointError):
+        load(tmp_path / 'ldm')
+
+
+def test_settings_of_pixels_are_refused(made):
+    for override, message in (('--config.system.clip=1.0', 'latents have no bounds'),
+                              ('--config.system.scaling_factor=-1.0', 'scaling_factor -1.0')):
+        config = load_config('shapes_ldm')
+        with config.unlocked():
+            config.system.scaling_factor = None
+            key, value = override.split('=')
+            config.system[key.rsplit('.', 1)[1]] = float(value)
+        with pytest.raises(ValueError, match=message):
+            make_system(config)
+    assert read_manifest(made / 'latents' / 'train')['length'] == 32
+    assert jax.tree.leaves(load(made / 'ldm').state.frozen)
