@@ -73,20 +73,32 @@ def _header(source, index: int, image) -> str:
         return f'{picture.format} {picture.mode}' + (' (first of several frames)' if several else '')
 
 
+def _main_entry(item: Mapping[str, Any]) -> str:
+    """Of an item without picture, such as cached latents: its largest array."""
+    arrays = {k: v.size for k, v in item.items() if isinstance(v, np.ndarray) and v.ndim}
+    if not arrays:
+        raise ValueError(f'items hold neither a picture nor an array: {sorted(item)}')
+    return max(arrays, key=arrays.get)
+
+
 def _look(source, index: int) -> Seen:
     try:
         item = source[index]
-        image = np.ascontiguousarray(item['image'])
-        kind = _header(source, index, image)
+        image = np.ascontiguousarray(item['image' if 'image' in item else _main_entry(item)])
+        kind = _header(source, index, image) if 'image' in item else f'{_main_entry(item)} {list(image.shape)}'
     except CorruptItem as error:
         return Seen(error.reason)
     except OSError as error:
         return Seen(f'cannot be read: {error.strerror or error}')
+    for key, value in item.items():
+        if getattr(value, 'dtype', np.dtype(bool)).kind == 'f' and not np.isfinite(value).all():
+            return Seen(f'{key!r} holds NaN or infinity')
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(image)
-    texts = item.get('caption')
+    texts = item.get('caption', item.get('captions'))
     texts = [texts] if isinstance(texts, str) else texts if isinstance(texts, (list, tuple)) else []
-    captions = sum(isinstance(text, str) and bool(text.strip()) for text in texts) if 'caption' in item else None
+    told = 'caption' in item or 'captions' in item
+    captions = sum(isinstance(text, str) and bool(text.strip()) for text in texts) if told else None
     return Seen('', kind, image.shape[:2], digest.digest(), item.get('label'), captions)
 
 
@@ -140,7 +152,7 @@ def check(name: str, split: str = 'train', options: Mapping[str, Any] | None = N
             classes[int(seen.label)] += 1
         equal[seen.pixels].append(index)
         labels[index] = repr(seen.label)
-    names = source.info.get('label_names')
+    names = source.info.get('label_names') if set(labels.values()) != {'None'} else None
     if names is None and classes:
         names = [str(i) for i in range(max(source.info.get('num_classes') or 0, max(classes) + 1))]
     groups = [group for group in equal.values() if len(group) > 1]

@@ -5,10 +5,12 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from gen_jax.cli import main as cli
+from gen_jax.data.cached import write_cache
 from gen_jax.data.check import check, is_clean, summary
 from gen_jax.data.sources import open_source
 from tests.data.mutations import encode, picture
@@ -187,3 +189,16 @@ def test_help(capsys):
     assert 'gen-jax data check /data/flowers' in out and 'exit codes: 0 clean; 1 bad items' in out
     assert cli.main(['--help']) == 0
     assert 'read a data source through' in capsys.readouterr().out
+
+
+def test_latents_are_checked_too(tmp_path):
+    mean = np.random.default_rng(0).normal(size=(5, 2, 2, 3)).astype(np.float32)
+    mean[3, 0, 0, 0] = np.nan
+    mean[4] = mean[1]
+    batch = {'mean': mean, 'caption': np.array(['a', '', 'b', 'c', 'a'])}
+    write_cache(tmp_path, 'train', [batch], length=5, made_by={}, info={})
+    report = check(f'cached:{tmp_path}')
+    assert [(b['index'], b['reason']) for b in report['bad']] == [(3, "'mean' holds NaN or infinity")]
+    assert report['kinds'] == {'mean [2, 2, 3]': 4} and report['duplicates'] == [['1', '4']]
+    assert report['classes'] is None and report['captions'] == {'with': 3, 'without': 1}
+    assert summary(report).startswith('4 of 5 items')
