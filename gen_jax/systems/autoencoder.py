@@ -37,8 +37,8 @@ def autoencoder_kl(
             (`gen_jax.models.AutoencoderKL`); a `train` argument of both turns on dropout. With a discriminator, its
             parameters hold the last layer as 'decoder/conv_out'.
         reconstruction: 'l1' (published) or 'l2', whose best answer has the best PSNR.
-        kl_weight: of the KL term in nats, against the reconstruction error summed over an image; the published range
-            is 1e-6 to 1e-4.
+        kl_weight: of the KL term in nats, against the reconstruction error summed over an image. It decides how much
+            noise a latent bears: published weights are 1e-6 to 1e-4, for large pictures; small ones need more.
         contrast_weight: w; a pixel counts 1 + w c times, c in [0, 1] being the contrast of its 3x3 neighbourhood in
             the original. The rims of small objects are few pixels of many; 0 counts all alike.
         discriminator: Linen module, (image, train) -> logits [B, ...]; None leaves the adversarial term out.
