@@ -1,9 +1,6 @@
 """Folders that diffusers and transformers write and read: the same answers both ways, and not a word of warning."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +15,9 @@ from gen_jax.interop.single_file import load_single_file, save_single_file
 from gen_jax.interop.torch_layout import to_torch
 from tests.golden.draws import draw
 from tests.interop.tiny import MODULES, drawn
+from tests.reference.run import peer
 
 pytestmark = pytest.mark.reference
-
-
-def peer(*arguments) -> str:
-    """Runs peer.py; whatever it says, it must not be a complaint."""
-    python = os.environ.get('REFERENCE_PYTHON')
-    assert python, 'set REFERENCE_PYTHON to a Python with torch, diffusers and transformers: make test-reference'
-    quiet = {'HF_HUB_OFFLINE': '1', 'TQDM_DISABLE': '1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1'}
-    out = subprocess.run([python, str(Path(__file__).with_name('peer.py')), *map(str, arguments)], text=True,
-                         capture_output=True, env={**os.environ, **quiet})
-    assert out.returncode == 0, out.stderr
-    assert out.stderr == '' and out.stdout == '', out.stdout + out.stderr
-    return out.stdout
 
 
 def given(name, module):
@@ -106,14 +92,10 @@ def test_a_variant_in_half_precision(tmp_path):
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), params, half)))
 
 
-def test_fields_and_defaults_are_those_of_the_published_classes():
+def test_fields_and_defaults_are_those_of_the_published_classes(tmp_path):
     """What a config leaves unsaid means the same here and there."""
-    code = ('import inspect, json, sys, diffusers; print(json.dumps({n: {k: p.default for k, p in inspect.signature('
-            'getattr(diffusers, n).__init__).parameters.items() if k != "self"} for n in sys.argv[1:]}))')
-    names = [n for n, row in CLASSES.items() if row.library == 'diffusers']
-    out = subprocess.run([os.environ['REFERENCE_PYTHON'], '-c', code, *names], text=True, capture_output=True,
-                         check=True)
-    for name, fields in json.loads(out.stdout).items():
+    peer('defaults', tmp_path / 'out.json', *(n for n, row in CLASSES.items() if row.library == 'diffusers'))
+    for name, fields in json.loads((tmp_path / 'out.json').read_text()).items():
         row = CLASSES[name]
         defaults = json.loads(json.dumps(row.config(row.build({}))))
         assert set(defaults) - {'_class_name'} <= set(fields), name
