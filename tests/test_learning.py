@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,16 @@ def test_ncsn_on_digits(tmp_path):
 def test_vdm_on_digits(tmp_path):
     scores = trained('vdm:digits', tmp_path)
     assert scores['bits']['bits_per_dim'] <= 2.1 and scores['generate']['frechet'] <= 3.0
+
+
+def test_latent_diffusion_on_shapes(tmp_path):
+    """The whole chain: autoencoder, latents, text encoder, embeddings, UNet. About 75 minutes."""
+    root = Path(__file__).resolve().parent.parent
+    environment = {k: v for k, v in os.environ.items() if k != 'NPROC'}
+    subprocess.run(['bash', root / 'experiments' / 'latent_diffusion.sh', Path(sys.executable).parent, tmp_path],
+                   check=True, env=environment, timeout=3 * 3600, cwd=root)
+    first_stage, model = (json.loads((tmp_path / k / 'scores.json').read_text()) for k in ('vae', 'ldm'))
+    for split in ('test', 'heldout'):
+        assert first_stage[split]['psnr'] >= 30.0 and first_stage[split]['scene'] >= 0.95
+    shares = {k: v['scene'] for k, v in model.items() if k.startswith('one_')}
+    assert len(shares) == 6 and max(shares.values()) >= 0.9
