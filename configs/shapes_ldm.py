@@ -11,8 +11,9 @@
 
 (experiments/latent_diffusion.sh does all of it.) The autoencoder makes 8x8x4 latents of 32x32 pictures, CLIP's text
 tower reads the captions, and a conditional UNet denoises the latents; the first two are frozen, and what they make of
-the data is on the disk. A discrete cosine process (Nichol & Dhariwal 2021), v-prediction (Salimans & Ho 2022), and 10 %
-of the captions empty (Ho & Salimans 2022).
+the data is on the disk. Rectified flow with logit-normal times (Esser et al. 2024), and 10 % of the captions empty
+(Ho & Salimans 2022). After 2,000 steps it drew 67 of 100 captions of one object right at guidance 3; with a cosine
+table, v-prediction and uniform times 27.
 
 `one` is the share of 500 captions of one object ('a small red circle') in whose picture the oracle reads just that:
 count, shape, colour and size; `two` are captions of two objects and their relation; `heldout` names one of the four
@@ -40,8 +41,9 @@ def get_config(arg=''):
     c.frozen = {'first_stage': {'run': arg.vae}, 'text_encoder': {'run': arg.clip}}
     c.system = {
         'name': 'systems.diffusion',
-        'process': {'name': 'diffusion.discrete_ddpm', 'schedule': 'squaredcos_cap_v2'},
-        'parameterisation': {'name': 'diffusion.parameterisation.v'},
+        'process': {'name': 'diffusion.flow'},
+        'parameterisation': {'name': 'diffusion.parameterisation.flow'},
+        'times': {'name': 'diffusion.times.logit_normal'},
         'network': {'name': 'models.unet_condition_shapes'},
         'first_stage': {'name': 'models.autoencoder_kl_shapes'},
         'text_encoder': clip.system.network.to_dict(),
@@ -51,16 +53,15 @@ def get_config(arg=''):
         'null': {'encoder_hidden_states': 'negative_encoder_hidden_states'},
         'cond_dropout': 0.1,
         'clip': None,
-        'solver': 'dpm_solver_multistep',
-        'spacing': 'trailing',
-        'steps': 20,
+        'solver': 'heun',
+        'steps': 15,
     }
     c.optim.lr = 1e-3
     c.optim.schedule = 'cosine'
     c.optim.warmup_steps = 200
     c.optim.b2 = 0.99
     c.optim.clip_norm = 1.0
-    c.train.steps = 4000
+    c.train.steps = 6000
     c.train.ema = {'slow': {'decay': 0.998, 'warmup': True}}
     c.log.every_steps = 100
     c.checkpoint.every_steps = 500
