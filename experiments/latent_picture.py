@@ -18,7 +18,7 @@ from experiments.study import figure
 from gen_jax.data.shapes_oracle import matches, read_scene
 from gen_jax.engine.files import replacing
 
-KINDS = {'one': 'one object', 'two': 'two objects and their relation', 'heldout': 'a pair of shape and colour never seen'}
+KINDS = {'one': 'one object', 'two': 'two objects and their relation', 'heldout': 'an unseen pair of shape and colour'}
 PROMPTS = ('a small red circle', 'a large green star', 'a large purple triangle', 'a small cyan square',
            'a small red circle left of a large blue star', 'a large yellow square above a small pink triangle')
 

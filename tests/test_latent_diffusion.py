@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from gen_jax import trees
 from gen_jax.build import build, load, make_system
+from gen_jax.build.frozen import read_frozen
 from gen_jax.cli.cache import cache
 from gen_jax.cli.embed_text_run import embed_text
 from gen_jax.config import ConfigError, apply_overrides, load_config, to_json
@@ -21,6 +23,10 @@ from gen_jax.engine.signals import Stop
 from gen_jax.engine.start import initialise
 from gen_jax.engine.steps import read_meta
 from gen_jax.engine.train import train
+from gen_jax.interop.classes import abstract_params
+from gen_jax.interop.export import save_model
+from gen_jax.models import autoencoder_kl_tiny
+from tests.golden.draws import draw
 
 QUIET = ('--config.log.every_steps=1', '--config.log.tensorboard=False', '--config.checkpoint.every_steps=10',
          '--config.optim.warmup_steps=0')
@@ -33,9 +39,10 @@ def as_run(config, workdir):
     """What one step of training would have left there, without the step."""
     run = build(config)
     example = {k: [list(v.shape), str(v.dtype)] for k, v in numeric(run.example_batch).items()}
+    state = initialise(run, dict(config.train.ema))
+    state = state._replace(ema=jax.tree.map(lambda x: 1.01 * x, state.ema))  # an average is not the raw parameters
     store = Checkpoints(workdir)
-    store.save(1, initialise(run, dict(config.train.ema)), {'config': json.loads(to_json(config)), 'example': example,
-                                                            'info': {}}, wait=True)
+    store.save(1, state, {'config': json.loads(to_json(config)), 'example': example, 'info': {}}, wait=True)
     store.close()
     (workdir / 'config.json').write_text(to_json(config))
     return workdir
@@ -66,7 +73,7 @@ def latent(folder, *overrides):
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-    """The runs: a folder with vae, latents, text, and ldm, which stopped after the first of its two steps."""
+    """The runs: a folder with vae, latents, text, and ldm, stopped after the first of its two steps."""
     folder = tmp_path_factory.mktemp('latent')
     first_stage(folder / 'vae')
     cache(load(folder / 'vae'), 'train', folder / 'latents', n=32, batch_size=16)
@@ -77,26 +84,31 @@ def made(tmp_path_factory):
     run, stopped = build(latent(folder)), Stop()
     stopped.request('wall time')
     assert train(run, folder / 'ldm', stop=stopped).step == 1
-    (folder / 'vae').rename(folder / 'elsewhere')
-    assert train(run, folder / 'ldm', stop=Stop()).step == 2
-    (folder / 'elsewhere').rename(folder / 'vae')
     return folder
 
 
 def test_a_run_has_its_own_copy_of_what_is_frozen(made):
-    """Written once, beside the steps; the second step of `made` did not have the run that it came from."""
+    """Written once, beside the steps, and used when the run that it came from is gone."""
     assert sorted(p.name.split('-')[0] for p in (made / 'ldm' / 'frozen').iterdir()) == WEIGHTS
-    for step in (1, 2):
-        meta = read_meta(made / 'ldm' / 'checkpoints' / str(step))
-        assert sorted(meta['frozen']) == WEIGHTS and not any(k.startswith('frozen') for k in meta['dtypes'])
-    frozen, vae = load(made / 'ldm').variables.frozen['first_stage'], load(made / 'vae')
+    meta = read_meta(made / 'ldm' / 'checkpoints' / '1')
+    assert sorted(meta['frozen']) == WEIGHTS and not any(k.startswith('frozen') for k in meta['dtypes'])
+    vae = load(made / 'vae')
+    (made / 'vae').rename(made / 'elsewhere')
+    frozen = load(made / 'ldm').variables.frozen['first_stage']
+    (made / 'elsewhere').rename(made / 'vae')
     chex.assert_trees_all_equal(frozen, vae.variables.params['autoencoder'])
 
 
 @pytest.mark.slow
 def test_it_resumes_to_the_same_bits(made, tmp_path):
-    train(build(latent(made)), tmp_path / 'straight', stop=Stop())
-    chex.assert_trees_all_equal(read_leaves(tmp_path / 'straight'), read_leaves(made / 'ldm'))
+    run = build(latent(made))
+    train(run, tmp_path / 'straight', stop=Stop())
+    shutil.copytree(made / 'ldm', tmp_path / 'resumed')
+    (made / 'vae').rename(made / 'elsewhere')
+    assert train(run, tmp_path / 'resumed', stop=Stop()).step == 2
+    (made / 'elsewhere').rename(made / 'vae')
+    chex.assert_trees_all_equal(*(read_leaves(tmp_path / k) for k in ('straight', 'resumed')))
+    assert len(list((tmp_path / 'resumed' / 'frozen').iterdir())) == len(WEIGHTS)
 
 
 def test_the_scale_is_that_of_the_first_batch(made):
@@ -107,21 +119,34 @@ def test_the_scale_is_that_of_the_first_batch(made):
 
 @pytest.fixture(scope='module')
 def text():
-    """Two conditions and what they are guided away from; far apart, since the network is hardly trained."""
+    """Two conditions and what they are guided away from."""
     rng = np.random.default_rng(1)
-    return {k: 30 * rng.normal(size=(2, 16, 64)).astype(np.float32)
+    return {k: rng.normal(size=(2, 16, 64)).astype(np.float32)
             for k in ('encoder_hidden_states', 'negative_encoder_hidden_states')}
 
 
-def test_pictures_of_captions(made, text):
-    """What is negative guides away, a prompt is its embedding, and pictures are decoded."""
+@pytest.fixture(scope='module')
+def drawn(made):
+    """The run with drawn weights in its UNet: after one step its zero-initialised layers still hide the text."""
     loaded = load(made / 'ldm')
+    unet = trees.map_with_path(lambda path, x: 0.3 * draw(path, x.shape), loaded.variables.params['unet'])
+    return loaded._replace(variables=loaded.variables._replace(params={**loaded.variables.params, 'unet': unet}))
+
+
+def test_pictures_of_captions(made, drawn, text):
+    """What is negative guides away, a prompt is its embedding, and pictures are decoded."""
+    loaded = drawn
     out = loaded.predict('generate', text, guidance_scale=3.0)['image']
     assert out.shape == (2, 32, 32, 3) and np.isfinite(out).all() and abs(out).max() <= 1 and out.std() > 0
     same = {**text, 'negative_encoder_hidden_states': text['encoder_hidden_states']}
     alone = loaded.predict('generate', same, guidance_scale=3.0)['image']
     np.testing.assert_allclose(loaded.predict('generate', same, guidance_scale=1.0)['image'], alone, atol=1e-4)
     assert abs(alone - out).max() > 1e-3
+    for settings, message in (({'negative_prompt': 'a star'}, 'needs a prompt, too'),
+                              ({'prompt': PROMPT, 'negative_prompt': 'a star'}, 'needs a guidance_scale'),
+                              ({'prompt': ('a', 'b')}, 'a prompt is one text')):
+        with pytest.raises(ValueError, match=message):
+            loaded.sample(1, **{'guidance_scale': None, 'prompt': None, **settings})
     with pytest.raises(ValueError, match="no 'negative_encoder_hidden_states', which stands for no condition"):
         loaded.predict('generate', {'encoder_hidden_states': text['encoder_hidden_states']}, guidance_scale=3.0)
     cache = open_text_cache(made / 'text')
@@ -135,10 +160,10 @@ def test_pictures_of_captions(made, text):
 
 
 @pytest.mark.slow
-def test_pictures_and_latents_are_edited_alike(made, text):
+def test_pictures_and_latents_are_edited_alike(made, drawn, text):
     """Editing reads a picture or its latent; what is kept of a latent is kept of the picture, as the autoencoder has
     it; a density of latents is none of pictures."""
-    loaded, source = load(made / 'ldm'), shapes(**DATA)
+    loaded, source = drawn, shapes(**DATA)
     images = np.stack([source[i]['image'] for i in range(2)])
     mean = np.load(made / 'latents' / 'train' / 'mean.npy')[:2]
     edited = [loaded.predict('edit', {**text, **x}, strength=0.5)['image'] for x in ({'image': images},
@@ -162,6 +187,7 @@ def test_other_weights_than_those_of_the_latents_are_refused(made, tmp_path):
     config = latent(made)
     kept = {'text_encoder': {'run': str(made / 'clip')}}
     for spec, message in (({'run': str(other)}, 'cached by other weights than those of .*other.*Cache them again'),
+                          ({'run': str(made / 'vae'), 'ema': ''}, 'cached by other weights'),
                           ({'run': str(made / 'vae'), 'params': 'unet'}, "params 'unet': .* holds .* autoencoder"),
                           ({'run': str(tmp_path / 'none')}, 'holds no run'),
                           ({'run': str(made / 'ldm')}, 'does not fit system.first_stage')):
@@ -197,6 +223,26 @@ def test_damaged_or_missing_frozen_weights_are_named(made, tmp_path):
     assert damaged
     with pytest.raises(CheckpointError):
         load(tmp_path / 'ldm')
+
+
+def test_a_published_first_stage(made, tmp_path):
+    """A folder of diffusers' layout in place of a run; one of another network is refused."""
+    system = make_system(latent(made))
+    only = system._replace(frozen={'first_stage': system.frozen['first_stage']})
+    state, config = load(made / 'vae'), latent(made)
+    for name, network, params in (('good', autoencoder_kl_tiny(), state.variables.params['autoencoder']),
+                                  ('other', autoencoder_kl_tiny(block_out_channels=(4,), down_block_types=(
+                                      'DownEncoderBlock2D',), up_block_types=('UpDecoderBlock2D',)), None)):
+        if params is None:
+            params = jax.tree.map(lambda x: jax.numpy.zeros(x.shape), abstract_params(network))
+        save_model(network, params, tmp_path / name / 'vae')
+        with config.unlocked():
+            config.frozen = {'first_stage': {'weights': str(tmp_path / name), 'subfolder': 'vae'}}
+        if name == 'good':
+            chex.assert_trees_all_close(read_frozen(config, only)['first_stage'], params, rtol=1e-6)
+        else:
+            with pytest.raises(ConfigError, match='config.frozen.first_stage: .*other/vae does not fit'):
+                read_frozen(config, only)
 
 
 def test_settings_of_pixels_are_refused(made):

@@ -15,12 +15,11 @@ def frozen_text_encoder(text_encoder) -> dict[str, PyTree]:
     """{'text_encoder': its parameters as ShapeDtypeStructs}, for `System.frozen`.
 
     Args:
-        text_encoder: a CLIP (`gen_jax.models.clip`), or a module that is called with tokens alone.
+        text_encoder: a CLIP (`gen_jax.models.clip`); all of it, since that is what a run of it holds.
     """
     tokens = jax.ShapeDtypeStruct((1, text_encoder.max_length), jnp.int32)
-    side = getattr(text_encoder, 'image_size', None)
-    images = () if side is None else (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),)
-    return {'text_encoder': jax.eval_shape(text_encoder.init, jax.random.key(0), *images, tokens)['params']}
+    image = jax.ShapeDtypeStruct((1, text_encoder.image_size, text_encoder.image_size, 3), jnp.float32)
+    return {'text_encoder': jax.eval_shape(text_encoder.init, jax.random.key(0), image, tokens)['params']}
 
 
 def tell(text_encoder, variables: Variables, batch: Batch) -> dict:
@@ -46,6 +45,8 @@ def with_text(use: Predict, text_encoder, tokenizer: Callable | None) -> Predict
         if prompt is None and negative_prompt is not None:
             raise ValueError(f'negative_prompt {negative_prompt!r} needs a prompt, too')
         found = use.options(**settings)
+        if negative_prompt is not None and not found.get('guidance'):
+            raise ValueError(f'negative_prompt {negative_prompt!r} needs a guidance_scale, which leads away from it')
         if prompt is None:
             return {'settings': found, 'text': {}}
         if tokenizer is None:
