@@ -54,7 +54,7 @@ def get_config(arg=''):
         'cond_dropout': 0.1,
         'clip': None,
         'solver': 'heun',
-        'steps': 15,
+        'steps': 10,
     }
     c.optim.lr = 1e-3
     c.optim.schedule = 'cosine'

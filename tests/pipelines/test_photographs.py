@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from gen_jax.models import AutoencoderKL, UNet2DCondition
+from gen_jax.models import AutoencoderKL, UNet2DCondition, sd_vae
+from gen_jax.models.tiling import tiled_decode, tiled_encode
 from gen_jax.pipelines import load_pipeline, make_pipeline
 from gen_jax.pipelines.pictures import pictures, to_uint8
 from tests.golden import make_pipelines as made
@@ -152,3 +154,23 @@ def test_inpainting_at_512(f8, squares, way):
     all_of_it = inpaint(~nothing)
     np.testing.assert_allclose(all_of_it[0], all_of_it[1], atol=1)  # the photographs are not seen any more
     assert differ(*inpaint(nothing)) > 5
+
+
+@pytest.mark.slow
+def test_the_memory_of_the_published_autoencoder_at_512():
+    """As gen_jax/models/tiling.py states it, in MiB, for Stable Diffusion's 83,653,863 parameters."""
+    vae = sd_vae(sample_size=256)
+    image, z = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 512, 512, 3), (1, 64, 64, 4)))
+    shapes = jax.eval_shape(lambda: vae.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 83_653_863
+    programs = {
+        'encode': lambda v, x: vae.apply(v, x, method='encode'),
+        'decode': lambda v, z: vae.apply(v, z, method='decode'),
+        'encode in tiles': lambda v, x: tiled_encode(vae, v, x),
+        'decode in tiles': lambda v, z: tiled_decode(vae, v, z),
+    }
+    stated = {'encode': 384, 'decode': 640, 'encode in tiles': 112, 'decode in tiles': 165}
+    planned = {name: jax.jit(run).lower(shapes, z if 'decode' in name else image).compile().memory_analysis()
+               .temp_size_in_bytes for name, run in programs.items()}
+    for name, mib in stated.items():
+        assert 0.9 * mib < planned[name] / 2**20 < 1.05 * mib, planned
