@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 
 # Most of the time goes into compiling small programs that run once: a third less of it without LLVM's optimisations.
 test: $(VENV)/.test
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest -n 2 -q
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow -q

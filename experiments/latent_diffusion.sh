@@ -2,6 +2,8 @@
 # Latent diffusion on `shapes` from nothing: autoencoder, latents, text encoder, embeddings, UNet, scores. Run again, it
 # goes on where it was. Usage: experiments/latent_diffusion.sh [BIN [FOLDER]]
 set -euo pipefail
+# Large pages for what XLA allocates anew in every step: a quarter more steps a second on two cores (docs/benchmarks.md).
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 bin=${1:-.venv/bin} at=${2:-runs/latent_diffusion}
 say() { printf '\n$ %s\n' "$*"; local began=$SECONDS; "$@"; printf '(%d s)\n' $((SECONDS - began)); }
 ldm=shapes_ldm:vae=$at/vae,clip=$at/clip,latents=$at/latents,text=$at/text

@@ -14,6 +14,7 @@ from gen_jax.interop.load import load_model
 from gen_jax.pipelines import load_pipeline, load_scheduler
 from tests.pipelines.folders import write
 
+HUB_ID = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
 PAGE = (Path(__file__).resolve().parent.parent / 'docs' / 'weights.md').read_text()
 
 
@@ -35,7 +36,7 @@ def test_fine_tuning_runs(once, tmp_path, monkeypatch):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)).save(name)
     load, train, export, diffusers = blocks('Fine-tune, and back to diffusers')
     assert 'diffusers import' in diffusers  # tests/reference runs it
-    load, train = load.replace('owner/stable-diffusion-v1-5', str(folder)), train.replace('adamw(1e-5)', 'adamw(1e-2)')
+    load, train = load.replace(HUB_ID, str(folder)), train.replace('adamw(1e-5)', 'adamw(1e-2)')
     assert str(folder) in load and '1e-2' in train
     scope = {'__name__': 'weights'}
     for name, block in (('load', load), ('train', train)):

@@ -1,5 +1,6 @@
 """gen-jax generate: pictures from prompts, with a published pipeline."""
 
+import sys
 from pathlib import Path
 
 from gen_jax.cli.options import fail, literal, parse, parser, prepare_jax, show_help
@@ -67,6 +68,9 @@ def run(argv) -> int:
     where = replicated(make_mesh({'data': -1})) if spread else jax.devices()[0]
     pipeline = load_pipeline(args.pipeline, args.dtype, args.variant, revision=args.revision,
                              place=lambda leaf: jax.device_put(leaf, where))
+    size = sum(leaf.size for leaf in jax.tree.leaves(pipeline.variables))
+    print(f'{args.pipeline}: {size:,} parameters; {count} pictures in {args.steps} steps on '
+          f'{"/".join(sorted({d.device_kind for d in jax.devices()}))}, all in one call', file=sys.stderr, flush=True)
     use = ('inpaint' if args.mask else 'image_to_image') if args.image else 'text_to_image'
     pictures = getattr(pipeline, use)(
         pipeline.variables, args.prompt, *(a for a in (args.image, args.mask) if a), negative_prompt=args.negative,

@@ -72,9 +72,9 @@ def keep_freed_memory() -> None:
     """Has glibc reuse large blocks, rather than return them to the system at once and fault fresh pages in again.
 
     XLA on a CPU allocates its buffers anew for every call; page by page the system's zeroing costs 10-15 % of a
-    training step, and on several virtual devices a quarter, since a thread's own arena hands large blocks straight back
-    (docs/benchmarks.md): all threads share one. Blocks above 1 GiB, and what is free above 2 GiB, still go back.
-    Without glibc nothing happens, and limits that the user has set in the environment stand.
+    training step (docs/benchmarks.md, also for the virtual devices, which it does not help). Blocks above 1 GiB, and
+    what is free above 2 GiB, still go back. Without glibc nothing happens, and limits that the user has set in the
+    environment stand.
     """
     import ctypes
     import os
@@ -85,8 +85,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-    mallopt(M_ARENA_MAX, 1)
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
     mallopt(M_MMAP_THRESHOLD, 1 << 30)
     mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 

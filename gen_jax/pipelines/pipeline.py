@@ -1,6 +1,6 @@
 """Text to image, image to image and inpainting with published weights: plain functions of variables and prompts.
 
-    pipeline = load_pipeline('owner/stable-diffusion-v1-5')
+    pipeline = load_pipeline('stable-diffusion-v1-5/stable-diffusion-v1-5')
     images = pipeline.text_to_image(pipeline.variables, 'a red square', seed=0)      # uint8 [1, 512, 512, 3]
 
 A `Pipeline` holds nothing that a call changes. What recompiles is another size or number of images, another solver, and
@@ -60,7 +60,7 @@ def make_pipeline(networks: Networks, variables: Mapping[str, PyTree], scheduler
         images_per_prompt: those of a prompt are next to each other.
         seed: an int, image k having seed + k, or a list of one seed per image. An image depends on its seed only.
         scheduler, solver, spacing, eta ...: see `schedule.solver_of`.
-        clip_skip: layers of the text encoder left out.
+        clip_skip: last layers of the text encoder left out: of the prompt, not of the negative one, as diffusers does.
         latents: starting noise [N, h, w, C], standard normal, in place of the seeds'.
         sample_posterior: False takes the mean of the encoded picture.
         slicing: encode and decode images one by one. tiling: in overlapping tiles, for large pictures.

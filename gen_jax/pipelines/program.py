@@ -110,7 +110,7 @@ def generate(networks: Networks, static: Static, variables: Mapping[str, PyTree]
 def _told(networks: Networks, static: Static, variables, inputs, negative: str) -> dict[str, Array]:
     """The condition of one branch."""
     told = text.encode(networks.text_encoders, variables, inputs[f'{negative}tokens'], penultimate=networks.xl,
-                       clip_skip=static.clip_skip)
+                       clip_skip=0 if negative else static.clip_skip)
     if networks.xl:
         if negative:
             told = {k: v * (1.0 - inputs['zero_negative']) for k, v in told.items()}

@@ -235,18 +235,15 @@ LAYOUTS = [({'data': 2}, ('.*=',)), ({'data': 4}, ('.*=',)), ({'data': 8}, ('.*=
 
 
 def test_freed_memory_is_used_again_without_new_pages():
-    """Pages faulted in by 50 buffers of 96 MiB, one after the other, by a thread of a process of their own: XLA's
-    virtual devices are threads."""
+    """Pages faulted in by 50 buffers of 48 MiB, one after the other, in a process of their own."""
     if platform.libc_ver()[0] != 'glibc':
         return  # nothing is set elsewhere
 
     def faults(prepare, **env):
-        code = ('import resource, threading, numpy as np\nfrom gen_jax.engine.sharding import keep_freed_memory\n'
-                f'{prepare}\ndef work():\n'
-                '    np.ones(12 << 20)\n    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
-                '    for _ in range(50): np.ones(12 << 20)\n'
-                '    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n'
-                'thread = threading.Thread(target=work)\nthread.start()\nthread.join()\n')
+        code = (f'import resource, numpy as np\nfrom gen_jax.engine.sharding import keep_freed_memory\n{prepare}\n'
+                'np.ones(6 << 20)\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+                'for _ in range(50): np.ones(6 << 20)\n'
+                'print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)')
         clean = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}
         return int(subprocess.run([sys.executable, '-c', code], env=clean | env, capture_output=True, text=True,
                                   check=True).stdout)

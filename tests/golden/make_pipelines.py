@@ -24,6 +24,9 @@ STRENGTH = {1: 1.0, 5: 0.8, 20: 0.6}
 """Of image_to_image; 0.8 of 5 steps is where PNDM's list of times is cut between its equal ones."""
 ODD = {('sd1', 'text_to_image'): (14, 18), ('sd1', 'inpaint'): (18, 14), ('sdxl', 'image_to_image'): (14, 22)}
 """Pictures of another height and width: the UNet does not divide the sides of their latents. DDIM, 5 steps, 7.5."""
+SETTINGS = {'clip_skip': dict(clip_skip=1), 'guidance_rescale': dict(guidance_rescale=0.7),
+            'no_negative': dict(negative_prompt=None)}
+"""Of text_to_image, each for every case. DDIM, 5 steps, 7.5. Only SDXL's negative prompt of zeros differs from ''."""
 
 BETAS = {'num_train_timesteps': 1000, 'beta_start': 0.00085, 'beta_end': 0.012, 'beta_schedule': 'scaled_linear',
          'trained_betas': None, 'clip_sample': False, 'set_alpha_to_one': False, 'steps_offset': 1,
@@ -95,13 +98,16 @@ def noise(size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
     return draw('x_T', (BATCH, size[0] // FACTOR, size[1] // FACTOR, 4))
 
 
-def variants(case: str) -> dict[str, tuple[str, tuple[int, int], str, int, float]]:
-    """Name in the file -> (use, (height, width), scheduler, steps, guidance_scale) of a case."""
+def variants(case: str) -> dict[str, tuple[str, tuple[int, int], str, int, float, dict]]:
+    """Name in the file -> (use, (height, width), scheduler, steps, guidance_scale, further settings) of a case."""
     uses = ('inpaint',) if case == 'inpainting' else USES
-    found = {f'{case}/{use}/{scheduler}/{steps}/{scale}': (use, (SIZE, SIZE), scheduler, steps, scale)
+    found = {f'{case}/{use}/{scheduler}/{steps}/{scale}': (use, (SIZE, SIZE), scheduler, steps, scale, {})
              for use in uses for scheduler in SCHEDULERS for steps in STEPS for scale in GUIDANCE}
-    return found | {f'{name}/{use}/odd': (use, size, 'DDIMScheduler', 5, 7.5)
-                    for (name, use), size in ODD.items() if name == case}
+    found |= {f'{name}/{use}/odd': (use, size, 'DDIMScheduler', 5, 7.5, {})
+              for (name, use), size in ODD.items() if name == case}
+    return found if case == 'inpainting' else found | {
+        f'{case}/text_to_image/{name}': ('text_to_image', (SIZE, SIZE), 'DDIMScheduler', 5, 7.5, more)
+        for name, more in SETTINGS.items()}
 
 
 def main() -> None:
@@ -112,6 +118,8 @@ def main() -> None:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(2)
+    # What diffusers' clip_skip asks for, and transformers 5 has no more.
+    CLIPTextModel.text_model = property(lambda self: self)
     start = {}
     xl, sd = stable_diffusion_xl, stable_diffusion
     for module in (sd.pipeline_stable_diffusion_img2img, sd.pipeline_stable_diffusion_inpaint,
@@ -153,7 +161,7 @@ def main() -> None:
             found[f'{case}/files'] = json.dumps({str(f.relative_to(whole)): f.read_text() for f in sorted(
                 whole.rglob('*.json')) if 'tokenizer' not in f.parts[-2]})
             spread = []
-            for key, (use, size, name, steps, scale) in variants(case).items():
+            for key, (use, size, name, steps, scale, more) in variants(case).items():
                 pipe = pipes[use]
                 start['x_T'] = torch.from_numpy(noise(size).transpose(0, 3, 1, 2).copy())
                 pipe.scheduler = getattr(diffusers, name).from_config(spec['scheduler'])
@@ -167,6 +175,7 @@ def main() -> None:
                     given |= dict(strength=STRENGTH[steps] if use == 'image_to_image' else 1.0 if steps != 5 else 0.8)
                 if use == 'inpaint':
                     given |= dict(mask_image=[Image.fromarray(mask(size))] * BATCH, height=size[0], width=size[1])
+                given |= more
                 with torch.no_grad():
                     pictures = np.round(255 * np.asarray(pipe(**given).images)).astype(np.uint8)
                 spread.append((pictures.astype(float).std(), np.abs(pictures[0].astype(float) - pictures[1]).mean()))

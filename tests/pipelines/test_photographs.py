@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from gen_jax.models import AutoencoderKL, UNet2DCondition, sd_vae
 from gen_jax.models.tiling import tiled_decode, tiled_encode
-from gen_jax.pipelines import load_pipeline, make_pipeline
+from gen_jax.pipelines import load_pipeline, make_pipeline, schedule
 from gen_jax.pipelines.pictures import pictures, to_uint8
 from tests.golden import make_pipelines as made
 from tests.pipelines.folders import drawn, write
@@ -92,6 +92,67 @@ def test_networks_that_do_nothing_give_the_photograph_back(small, photographs):
     painted = np.asarray(pipeline.inpaint(pipeline.variables, 'x', flower, mask, **given)[0])
     np.testing.assert_array_equal(painted[mask == 0], flower[mask == 0])
     assert set(painted[mask > 0].ravel()) <= {127, 128}  # drawn from no noise: grey
+
+
+class Spread(Pixels):
+    """An autoencoder with a wide posterior and a shift."""
+
+    shift_factor = 0.3
+
+    def encode(self, image):
+        return image, jnp.full(image.shape, 2 * np.log(0.1))
+
+
+def test_the_posterior_is_drawn_from(small):
+    """Its mean, shifted and scaled, and its spread; another draw for each seed. The noise of the start is nothing."""
+    pipeline, image = rebuilt(small, unet=Silent(), vae=Spread()), np.full((64, 64, 3), 0.7, np.float32)
+    given = dict(steps=1, max_steps=1, guidance_scale=None, solver='ddim', strength=1.0, output='latents',
+                 latents=np.zeros((2, 64, 64, 3)), images_per_prompt=2)
+    one, two = np.asarray(pipeline.image_to_image(pipeline.variables, 'x', image, **given))
+    n = one.size
+    np.testing.assert_allclose([one.mean(), two.mean()], 0.5 * (0.4 - 0.3), atol=5 * 0.05 / n**0.5)
+    np.testing.assert_allclose([one.std(), two.std()], 0.5 * 0.1, rtol=5 / (2 * n)**0.5)
+    assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 5 / n**0.5
+    mean = pipeline.image_to_image(pipeline.variables, 'x', image, **given, sample_posterior=False)
+    np.testing.assert_allclose(mean, 0.05, atol=1e-5)
+    shown = pipeline.image_to_image(pipeline.variables, 'x', image, **{**given, 'output': 'image'},
+                                    sample_posterior=False)
+    np.testing.assert_allclose(shown, np.round(0.7 * 255), atol=1)
+
+
+SEEN = []
+
+
+class Watched(nn.Module):
+    """A UNet that tells what it is shown, and turns all of it around."""
+
+    in_channels, sample_size = 3, None
+
+    def __call__(self, x, t, text):
+        jax.debug.callback(lambda x, t: SEEN.append((np.asarray(x), np.asarray(t))), x, t)
+        return x[:, ::-1, ::-1]
+
+
+def test_the_network_sees_what_is_known_at_every_call(small, photographs):
+    """Outside of the mask, its input is the picture with the noise of the start, at the level of the call; between
+    the calls of one step, too."""
+    pipeline = rebuilt(small, unet=Watched(), vae=Pixels())
+    z = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    image = photographs['china'][:8, :8]
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 5:] = 255
+    SEEN.clear()
+    pipeline.inpaint(pipeline.variables, 'x', image, mask, solver='heun', steps=4, guidance_scale=None, latents=z,
+                     sample_posterior=False, output='latents').block_until_ready()
+    jax.effects_barrier()
+    solver, rows = schedule.levels(schedule.solver_of(pipeline.scheduler, solver='heun'), 4)
+    times, alphas, sigmas = (np.asarray(leaf)[:5] for leaf in rows.grid[:3])
+    known = 0.5 * (image / 127.5 - 1)[:, :5]
+    seen = [(x, np.abs(times - t.ravel()[0]).argmin()) for x, t in SEEN]
+    assert sorted(k for _, k in seen) == [0, 1, 1, 2, 2, 3, 3]
+    for x, k in seen:
+        expected = alphas[k] * known + sigmas[k] * z[0, :, :5] if k else rows.start * z[0, :, :5]
+        np.testing.assert_allclose(x[0, :, :5], expected, atol=1e-4)
 
 
 @pytest.fixture(scope='module')

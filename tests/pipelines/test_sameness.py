@@ -33,10 +33,10 @@ def pipelines(once):
     return get
 
 
-def run(pipeline, use, scheduler, steps, scale, size=(made.SIZE, made.SIZE)):
+def run(pipeline, use, scheduler, steps, scale, size=(made.SIZE, made.SIZE), **more):
     function = getattr(pipeline, use)
     given = dict(negative_prompt=made.NEGATIVE, scheduler=scheduler, steps=steps, guidance_scale=scale, max_steps=20,
-                 latents=made.noise(size), sample_posterior=False)
+                 latents=made.noise(size), sample_posterior=False) | more
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # the second prompt is cut, there too
         if use == 'text_to_image':
@@ -86,6 +86,16 @@ def test_sides_that_the_unet_does_not_divide(pipelines, case, use):
     ours = run(pipelines(case), use, 'DDIMScheduler', 5, 7.5, size)
     assert ours.shape == (made.BATCH, *size, 3)
     assert apart(ours, GOLDEN[f'{case}/{use}/odd']) <= TOLERANCE
+
+
+@pytest.mark.parametrize('case, setting', [
+    (case, name) if (case, name) in (('sd1', 'clip_skip'), ('sdxl', 'guidance_rescale'), ('sdxl', 'no_negative'))
+    else pytest.param(case, name, marks=pytest.mark.slow) for case in ('sd1', 'sd2', 'sdxl') for name in made.SETTINGS])
+def test_settings_of_text_to_image(pipelines, case, setting):
+    ours = run(pipelines(case), 'text_to_image', 'DDIMScheduler', 5, 7.5, **made.SETTINGS[setting])
+    assert apart(ours, GOLDEN[f'{case}/text_to_image/{setting}']) <= TOLERANCE
+    without = GOLDEN[f'{case}/text_to_image/DDIMScheduler/5/7.5'].astype(float)
+    assert np.abs(GOLDEN[f'{case}/text_to_image/{setting}'] - without).max() > TOLERANCE  # it does something
 
 
 def test_golden_pictures_vary():

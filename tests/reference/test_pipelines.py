@@ -13,7 +13,7 @@ from gen_jax.pipelines.pipeline import modules
 from tests.golden.make_pipelines import noise
 from tests.pipelines.folders import write
 from tests.reference.run import peer
-from tests.test_weights_page import blocks
+from tests.test_weights_page import HUB_ID, blocks
 
 pytestmark = pytest.mark.reference
 
@@ -75,7 +75,8 @@ def test_the_page_goes_on_in_diffusers(tmp_path, monkeypatch):
     *ours, theirs = blocks('Fine-tune, and back to diffusers')
     scope = {'__name__': 'weights'}
     for block in ours:
-        exec(block.replace('owner/stable-diffusion-v1-5', str(write('sd1', tmp_path / 'published'))
-                           if 'owner/' in block else ''), scope)
+        if HUB_ID in block:
+            block = block.replace(HUB_ID, str(write('sd1', tmp_path / 'published')))
+        exec(block, scope)
     (tmp_path / 'theirs.py').write_text(theirs)
     peer('execute', tmp_path / 'theirs.py', tmp_path, silent=False)  # a progress bar
