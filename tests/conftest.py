@@ -27,6 +27,12 @@ jax.config.update('jax_compilation_cache_dir', str(CACHE))
 assert jax.device_count() == 8
 
 
+def pytest_collection_modifyitems(items):
+    """What is dear to prepare goes first: `--dist worksteal` gives the last tests of a worker to the other one, which
+    would prepare it a second time."""
+    items.sort(key=lambda item: item.path.name not in ('test_latent_diffusion.py', 'test_two_processes.py'))
+
+
 @pytest.fixture(scope='session')
 def once(tmp_path_factory):
     """once(name, make) -> folder: filled by make(folder) in the first worker of pytest-xdist that asks, read by all."""

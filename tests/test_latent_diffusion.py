@@ -111,9 +111,14 @@ def test_it_resumes_to_the_same_bits(made, tmp_path):
     assert len(list((tmp_path / 'resumed' / 'frozen').iterdir())) == len(WEIGHTS)
 
 
-def test_the_scale_is_that_of_the_first_batch(made):
+@pytest.fixture(scope='module')
+def loaded(made):
+    return load(made / 'ldm')
+
+
+def test_the_scale_is_that_of_the_first_batch(made, loaded):
     run = build(latent(made))
-    state = load(made / 'ldm').state
+    state = loaded.state
     np.testing.assert_allclose(state.extra['scaling_factor'], 1 / run.example_batch['mean'].std(), rtol=1e-5)
 
 
@@ -126,9 +131,8 @@ def text():
 
 
 @pytest.fixture(scope='module')
-def drawn(made):
+def drawn(loaded):
     """The run with drawn weights in its UNet: after one step its zero-initialised layers still hide the text."""
-    loaded = load(made / 'ldm')
     unet = trees.map_with_path(lambda path, x: 0.3 * draw(path, x.shape), loaded.variables.params['unet'])
     return loaded._replace(variables=loaded.variables._replace(params={**loaded.variables.params, 'unet': unet}))
 
@@ -245,7 +249,7 @@ def test_a_published_first_stage(made, tmp_path):
                 read_frozen(config, only)
 
 
-def test_settings_of_pixels_are_refused(made):
+def test_settings_of_pixels_are_refused(made, loaded):
     for override, message in (('--config.system.clip=1.0', 'latents have no bounds'),
                               ('--config.system.scaling_factor=-1.0', 'scaling_factor -1.0')):
         config = load_config('shapes_ldm')
@@ -256,4 +260,4 @@ def test_settings_of_pixels_are_refused(made):
         with pytest.raises(ValueError, match=message):
             make_system(config)
     assert read_manifest(made / 'latents' / 'train')['length'] == 32
-    assert jax.tree.leaves(load(made / 'ldm').state.frozen)
+    assert jax.tree.leaves(loaded.state.frozen)

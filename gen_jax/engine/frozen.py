@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from gen_jax import trees
 from gen_jax.engine.fingerprint import fingerprints
-from gen_jax.engine.integrity import CheckpointError, IntegrityError
+from gen_jax.engine.integrity import CheckpointError, IntegrityError, verify, write_manifest
 from gen_jax.types import PyTree
 
 __all__ = ['read_frozen', 'save_frozen']
@@ -35,6 +35,8 @@ def save_frozen(folder: Path, frozen: Mapping[str, PyTree]) -> dict[str, str]:
             folder.mkdir(parents=True, exist_ok=True)
             with ocp.StandardCheckpointer() as writer:  # under another name until all of it is on the disk
                 writer.save(target, leaves)
+            if jax.process_index() == 0:
+                write_manifest(target, target.name)
     return digests
 
 
@@ -54,6 +56,7 @@ def read_frozen(folder: Path, digests: Mapping[str, str],
         path = folder / f'{name}-{digest}'
         if not path.is_dir():
             raise IntegrityError(f'{path}, the frozen weights of this checkpoint, is missing; bring back a copy')
+        verify(path)  # first, because Orbax fails in many places at once
         try:
             with ocp.StandardCheckpointer() as reader:
                 shapes = {k: tuple(v.shape) for k, v in dict(_tree_of(reader.metadata(path))).items()}
