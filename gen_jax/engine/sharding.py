@@ -72,9 +72,9 @@ def keep_freed_memory() -> None:
     """Has glibc reuse large blocks, rather than return them to the system at once and fault fresh pages in again.
 
     XLA on a CPU allocates its buffers anew for every call; page by page the system's zeroing costs 10-15 % of a
-    training step (docs/benchmarks.md, also for the virtual devices, which it does not help). Blocks above 1 GiB, and
-    what is free above 2 GiB, still go back. Without glibc nothing happens, and limits that the user has set in the
-    environment stand.
+    training step. (Not of virtual devices: docs/benchmarks.md says what helps those.) Blocks above 1 GiB, and what is
+    free above 2 GiB, still go back. Without glibc nothing happens, and limits that the user has set in the environment
+    stand.
     """
     import ctypes
     import os
