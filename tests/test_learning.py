@@ -65,8 +65,9 @@ def test_vdm_on_digits(tmp_path):
 
 
 def test_latent_diffusion_on_shapes(tmp_path):
-    """The whole chain: autoencoder, latents, text encoder, embeddings, UNet. About 90 minutes. Pairs of shape and colour that the
-    autoencoder has not seen have no target; they are held to what was measured, 30.8 dB and 0.948."""
+    """The whole chain: autoencoder, latents, text encoder, embeddings, UNet. About 90 minutes.
+
+    Pairs of shape and colour that the autoencoder has not seen are held to what was measured, 30.8 dB and 0.948."""
     root = Path(__file__).resolve().parent.parent
     environment = {k: v for k, v in os.environ.items() if k != 'NPROC'}
     subprocess.run(['bash', root / 'experiments' / 'latent_diffusion.sh', Path(sys.executable).parent, tmp_path],
