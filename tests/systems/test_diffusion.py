@@ -205,6 +205,29 @@ def test_a_condition_may_be_an_entry_of_an_argument():
     assert s.predict['generate'].reads == ('a', 'b')
 
 
+def test_a_dropped_condition_is_what_the_batch_says():
+    """`null` names an entry of the batch: in training, a dropped text is the embedding of '', row by row."""
+
+    class Told(nn.Module):
+        @nn.compact
+        def __call__(self, x, t, text, *, deterministic=True):
+            return nn.Dense(1)(x) * (1 + text.sum(-1))[:, None, None, None]
+
+    def loss(dropout, **batch):
+        s = systems.diffusion(Told(), diffusion.vp(), parameterisation.v(), image_shape=(4, 4, 1),
+                              cond={'text': 'text'}, null={'text': 'none'}, cond_dropout=dropout)
+        s = s._replace(optimizers={'unet': optax.sgd(1.0)})
+        batch = {'image': IMAGES, **batch}
+        state = init_state(s, 0, batch, {})
+        noise = Noise(example_keys(0, np.arange(4)))
+        return float(s.objectives['denoise'].loss(state.params, state, batch, noise)[0])
+
+    text, none = np.float32([[1, 2], [3, 4], [5, 6], [7, 8]]), np.float32([[2, 0], [0, 3], [1, 1], [4, 0]])
+    always, never = 1 - 1e-6, 1e-6
+    np.testing.assert_allclose(loss(always, text=text, none=none), loss(never, text=none, none=text), rtol=1e-6)
+    assert abs(loss(always, text=text, none=none) - loss(never, text=text, none=none)) > 0.1
+
+
 def test_guidance_needs_an_unconditional_branch():
     for kwargs in ({'cond_dropout': 0.0}, {'null': {}}):
         with pytest.raises(ValueError, match='no unconditional branch'):
