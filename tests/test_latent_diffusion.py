@@ -200,6 +200,11 @@ def test_other_weights_than_those_of_the_latents_are_refused(made, tmp_path):
         with pytest.raises(ConfigError, match=message):
             train(build(config), tmp_path / 'refused', stop=Stop())
         assert not (tmp_path / 'refused').exists()
+    with config.unlocked():
+        config.frozen = {'first_stage': {'run': str(made / 'vae')},
+                         'text_encoder': {'run': str(made / 'clip'), 'ema': ''}}
+    with pytest.raises(ConfigError, match='cached by other weights than those of .*clip, which config.frozen.text_enc'):
+        train(build(config), tmp_path / 'refused', stop=Stop())
     for frozen, message in (({}, "needs the weights of 'first_stage'.*{'run': WORKDIR}"),
                             ({'first_stage': {'run': 'x', 'step': 3}}, "unknown 'step'"),
                             ({'first_stage': {}}, 'is either'),
