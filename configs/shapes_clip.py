@@ -6,6 +6,9 @@
 Trained on scenes of one object; 28 of the 32 shape-colour combinations are seen. Colour is learnt in 100 steps; shape
 is what takes the time, and it is learnt much sooner with a convolutional stem than with a linear patch embedding.
 
+Scenes of several objects (`shapes_clip:objects=2`) come with hard negatives: captions of which one word is exchanged
+(gen_jax/data/hard_negatives.py). The other captions of a batch can be told apart by what they name, in any order.
+
 What it measures: `zero_shot` is the share of 2,000 unseen scenes of seen combinations ('test') for which the right one
 of all 32 captions 'a {colour} {shape}' ranks first; `heldout` is the same for 2,000 scenes of the four combinations
 that were never shown or named, reported as it comes out; `val` follows the training.
@@ -16,6 +19,7 @@ hold-out varies with the schedule (93 % after the first 1,000 steps of a run of 
 """
 
 from gen_jax.config import base_config, parse_arg
+from gen_jax.data.shapes_captions import EXCHANGEABLE
 
 VOCABULARY = ('circle', 'square', 'triangle', 'star', 'red', 'orange', 'yellow', 'green', 'cyan', 'blue', 'purple',
               'pink', 'small', 'large', 'above', 'below', 'left', 'of', 'right', 'a', 'an', 'and', 'is', 'one',
@@ -23,8 +27,10 @@ VOCABULARY = ('circle', 'square', 'triangle', 'star', 'red', 'orange', 'yellow',
 
 
 def get_config(arg=''):
-    """Arguments: stem 'conv' | 'linear' (the published patch embedding); objects (at most, 1 to 3); debug."""
-    arg = parse_arg(arg, stem='conv', objects=1, debug=False)
+    """Arguments: stem 'conv' | 'linear' (the published patch embedding); objects (at most, 1 to 3); hard_negatives,
+    with several objects; debug.
+    """
+    arg = parse_arg(arg, stem='conv', objects=1, hard_negatives=True, debug=False)
     c = base_config()
     length = {1: 10, 2: 16, 3: 24}.get(arg.objects, 24)  # holds the longest caption, its begin and end included
     c.data.source = 'shapes'
@@ -59,6 +65,16 @@ def get_config(arg=''):
         'zero_shot': {**zero_shot, 'split': 'test'},  # at the end only
         'heldout': {**zero_shot, 'split': 'heldout'},
     }
+    if arg.hard_negatives and arg.objects > 1:
+        truth = {'fields': ('image', 'label', 'caption')}
+        tokenize = c.data.transforms[0]
+        c.data.transforms = ({**tokenize, 'exchange': EXCHANGEABLE},)
+        c.data.eval_transforms = ({**tokenize, 'key': 'caption', 'exchange': EXCHANGEABLE[-2:]},)
+        for spec in c.evaluate.values():
+            spec.data_options.update(truth)
+        c.evaluate['relations'] = {
+            'predict': 'losses', 'metrics': ({'name': 'mean', 'key': 'hard_negative'},), 'split': 'test',
+            'batch_size': 500, 'data_options': {'min_objects': 2, 'max_objects': 2, 'size': 2000, **truth}}
     if arg.debug:
         c.system.network.update({'vision_width': 8, 'vision_layers': 1, 'vision_heads': 1,
                                  'vision_hidden': 8, 'text_width': 8, 'text_layers': 1, 'text_heads': 1,

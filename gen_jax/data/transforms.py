@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from gen_jax.data.hard_negatives import check_groups, exchange_words
 from gen_jax.data.ledger import CorruptItem
 from gen_jax.data.text_cache import open_text_cache
 
@@ -240,7 +241,7 @@ def _drawn_text(name: str, example: Example, key: str, rng) -> str:
     return text
 
 
-def tokenize(tokenizer, key: str = 'caption') -> PerExample:
+def tokenize(tokenizer, key: str = 'caption', exchange: Sequence[Sequence[str]] | None = None) -> PerExample:
     """Text to `tokens` int32 [L]; a list or tuple of captions has one drawn for each position.
 
     Args:
@@ -248,22 +249,35 @@ def tokenize(tokenizer, key: str = 'caption') -> PerExample:
             the example ('tokens', 'mask'). Its `fingerprint` (JSON-able) goes into the pipeline's, or its qualified
             name where it has none.
         key: the entry that holds the text; it is replaced.
+        exchange: groups of words, such as (('left of', 'right of'), ('red', 'green')), of which one is exchanged to
+            make a caption that is nearly right, see `gen_jax.data.hard_negatives`. It is added as `negative_tokens`
+            (`negative_` and whatever else the tokenizer returns) with bool `negative_valid`, False where the text has
+            no such word.
 
     Raises:
-        ValueError: where an example has no captions.
+        ValueError: where an example has no captions; groups with fewer than two words, or the same word twice.
     """
     encode = getattr(tokenizer, 'encode', tokenizer)
     identity = getattr(tokenizer, 'fingerprint', None)
     if identity is None:
         identity = getattr(tokenizer, '__qualname__', None) or type(tokenizer).__qualname__
+    groups = None if exchange is None else check_groups(exchange)
+
+    def encoded(text: str) -> dict:
+        result = encode(text)
+        return dict(result) if isinstance(result, Mapping) else {'tokens': np.asarray(result, np.int32)}
 
     def apply(example: Example, rng) -> Example:
-        result = encode(_drawn_text('tokenize', example, key, rng))
-        if not isinstance(result, Mapping):
-            result = {'tokens': np.asarray(result, np.int32)}
+        text = _drawn_text('tokenize', example, key, rng)
+        result = encoded(text)
+        if groups is not None:
+            wrong = exchange_words(text, groups, rng)
+            result |= {f'negative_{k}': v for k, v in encoded('' if wrong is None else wrong).items()}
+            result['negative_valid'] = np.bool_(wrong is not None)
         return {**{k: v for k, v in example.items() if k != key}, **result}
 
-    return PerExample(apply, {'name': 'tokenize', 'tokenizer': identity, 'key': key})
+    spec = {'name': 'tokenize', 'tokenizer': identity, 'key': key}
+    return PerExample(apply, spec if groups is None else {**spec, 'exchange': [list(group) for group in groups]})
 
 
 def text_embeddings(folder: str, key: str = 'caption', negative: str | None = None, keep: bool = False) -> PerExample:

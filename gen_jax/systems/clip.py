@@ -32,7 +32,9 @@ def clip(network, tokenizer=None, optimizers=None) -> System:
     Returns:
         A System with parameters 'clip' and objective 'contrastive' (per_example=False: examples are each other's
         negatives, so gradient accumulation and pmap would change the loss). Batches hold 'image' float [B, S, S, 3]
-        in [-1, 1] and 'tokens' int [B, L]. Predict functions:
+        in [-1, 1] and 'tokens' int [B, L], and may hold hard negatives, captions that are nearly right:
+        'negative_tokens' int [B, L] and 'negative_valid' bool [B] (`exchange` of the transform tokenize). Predict
+        functions:
 
         * encode_image, encode_text: unit 'embedding' [B, D].
         * text_states: 'encoder_hidden_states' [B, L, C] and 'pooled' [B, C] of the text tower, neither projected nor
@@ -63,8 +65,12 @@ def clip(network, tokenizer=None, optimizers=None) -> System:
         return {'clip': network.init(key, image, tokens)['params']}, {}
 
     def terms(params, batch):
-        u, v, log_scale = network.apply({'params': params['clip']}, *need(batch, 'image', 'tokens'))
-        losses, found = contrastive(u, v, log_scale, batch.get('valid'))
+        image, tokens = need(batch, 'image', 'tokens')
+        if 'negative_tokens' in batch:
+            tokens = jnp.concatenate([tokens, batch['negative_tokens']])
+        u, v, log_scale = network.apply({'params': params['clip']}, image, tokens)
+        v, negatives = v[:len(u)], v[len(u):] if len(v) > len(u) else None
+        losses, found = contrastive(u, v, log_scale, batch.get('valid'), negatives, batch.get('negative_valid'))
         return losses, found, log_scale
 
     def loss(params, state, batch, noise):

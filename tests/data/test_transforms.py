@@ -110,6 +110,23 @@ def test_tokenize():
             transform.apply(example, rng())
 
 
+def test_tokenize_with_hard_negatives():
+    transform = T.tokenize(Letters(), key='text', exchange=(('a', 'b'), ['c', 'd']))
+    out = transform.apply({'text': ['a'], 'label': 1}, rng())
+    assert set(out) == {'tokens', 'negative_tokens', 'negative_valid', 'label'}
+    assert out['tokens'][0] == ord('a') and out['negative_tokens'][0] == ord('b') and out['negative_valid'] == np.True_
+    out = transform.apply({'text': 'e'}, rng())
+    assert out['negative_tokens'].tolist() == [32] * 4 and not out['negative_valid']
+    both = T.tokenize(lambda text: {'tokens': np.int32([len(text)]), 'mask': np.bool_([True])}, exchange=(('a', 'bc'),))
+    out = both.apply({'caption': 'a'}, rng())
+    assert set(out) == {'tokens', 'mask', 'negative_tokens', 'negative_mask', 'negative_valid'}
+    assert out['negative_tokens'] == [2]
+    assert transform.spec['exchange'] == [['a', 'b'], ['c', 'd']] and 'exchange' not in T.tokenize(Letters()).spec
+    for wrong in ((), (('a',),), ('ab', ('a', 'b')), (('a', 'b'), ('b', 'c')), (('a', ''),), (('a', 3),)):
+        with pytest.raises(ValueError, match='words'):
+            T.tokenize(Letters(), exchange=wrong)
+
+
 def test_geometry_refuses_to_leave_boxes_behind():
     example = {'image': ramp(4, 4), 'boxes': np.zeros((1, 4), np.float32)}
     for transform in (T.resize(2), T.random_flip(), T.centre_crop(2), T.pad(8)):

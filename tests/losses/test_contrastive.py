@@ -95,6 +95,35 @@ def test_found_says_who_ranks_first():
     np.testing.assert_array_equal(found['text_to_image'], [True, True, False, False])
 
 
+def test_hard_negatives_are_more_texts_for_the_images_alone():
+    w, scale = unit(2), 2.0
+    u, v, w64 = (x.astype(np.float64) for x in (U, V, w))
+    texts, images = np.exp(np.exp(scale) * u @ np.concatenate([v, w64]).T), np.exp(np.exp(scale) * v @ u.T)
+    own = np.exp(np.exp(scale) * (u * v).sum(1))
+    losses, found = contrastive(U, V, scale, negatives=w)
+    np.testing.assert_allclose(losses, -(np.log(own / texts.sum(1)) + np.log(own / images.sum(1))) / 2, rtol=2e-5)
+    np.testing.assert_array_equal(found['hard_negative'], (u * v).sum(1) > (u * w64).sum(1))
+    assert 0 < found['hard_negative'].sum() < 16
+    plain, plain_found = contrastive(U, V, scale)
+    assert (losses > plain).all() and 'hard_negative' not in plain_found
+    chex.assert_trees_all_equal({k: found[k] for k in plain_found}, plain_found)
+
+
+def test_negatives_that_count_for_nothing():
+    w, some, valid = unit(2), np.arange(16) % 3 > 0, np.arange(16) < 11
+    none, found = contrastive(U, V, 2.0, negatives=w, negative_valid=np.zeros(16, bool))
+    np.testing.assert_allclose(none, contrastive(U, V, 2.0)[0], rtol=1e-6)
+    assert found['hard_negative'].all()  # there is nothing to be below
+    other = np.where(some[:, None], w, unit(5))
+    losses = contrastive(U, V, 2.0, negatives=w, negative_valid=some)[0]
+    np.testing.assert_array_equal(contrastive(U, V, 2.0, negatives=other, negative_valid=some)[0], losses)
+    padded = contrastive(U, V, 2.0, valid, w, some)[0]
+    np.testing.assert_allclose(padded[:11], contrastive(U[:11], V[:11], 2.0, None, w[:11], some[:11])[0], rtol=1e-5)
+    np.testing.assert_array_equal(padded[11:], 0)
+
+
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r'must both be \[B, D\]'):
         contrastive(U, V[:4], 1.0)
+    with pytest.raises(ValueError, match=r'negatives must be \(16, 6\)'):
+        contrastive(U, V, 1.0, negatives=V[:4])

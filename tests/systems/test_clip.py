@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs.shapes_clip import get_config
 from gen_jax.data.shapes import shapes
-from gen_jax.data.shapes_captions import shapes_vocabulary
+from gen_jax.data.shapes_captions import EXCHANGEABLE, shapes_vocabulary
 from gen_jax.models.clip import clip_shapes, clip_tiny
 from gen_jax.systems.clip import clip
 from gen_jax.tokenizers import words
@@ -95,6 +95,19 @@ def test_embeddings_and_phrasings_by_hand(trained):
     np.testing.assert_allclose(out['logits'], scale * np.asarray(u) @ classes.T, rtol=1e-3, atol=1e-4)
 
 
+def test_hard_negatives_of_the_batch(trained):
+    _, params, loss = trained
+    backwards = np.concatenate([BATCH['tokens'][:, 6::-1], BATCH['tokens'][:, 7:]], 1)
+    hard = {**BATCH, 'negative_tokens': backwards, 'negative_valid': np.arange(16) < 12}
+    plain, metrics = loss(params, BATCH)
+    value, more = loss(params, hard)
+    assert value > plain and set(more) - set(metrics) == {'hard_negative'} and more['hard_negative'] >= 4 / 16
+    unused = {**hard, 'negative_valid': np.zeros(16, bool)}
+    np.testing.assert_allclose(loss(params, unused)[0], plain, rtol=1e-5)
+    same = {**hard, 'negative_tokens': BATCH['tokens'], 'negative_valid': np.ones(16, bool)}
+    assert loss(params, same)[1]['hard_negative'] == 0  # a tie is not above
+
+
 def test_padding_rows_change_nothing(trained):
     _, params, loss = trained
     got = loss(params, {**BATCH, 'valid': np.arange(16) < 2})
@@ -148,3 +161,6 @@ def test_the_config_speaks_the_language_of_shapes(objects):
     source = shapes(max_objects=objects, size=40)
     tokens = tokenizer([c for i in range(40) for c in source[i]['captions']])  # warns of cut or unknown words
     assert (tokens == network.eos_token_id).any(-1).all()
+    groups = config.data.transforms[0].get('exchange')
+    assert groups == (None if objects == 1 else EXCHANGEABLE)
+    assert get_config(f'objects={objects},hard_negatives=False').data.transforms[0].get('exchange') is None
