@@ -64,6 +64,9 @@ def run(argv) -> int:
     from gen_jax.engine.images import save_png
     from gen_jax.engine.sharding import make_mesh, replicated
     from gen_jax.pipelines import load_pipeline
+    from gen_jax.pipelines.pictures import NOTHING, read_picture
+    files = [read_picture(args.image)] if args.image else []  # before gigabytes of weights
+    files += [read_picture(args.mask, NOTHING)] if args.mask else []
     spread = count % jax.device_count() == 0  # else the first device makes them all
     where = replicated(make_mesh({'data': -1})) if spread else jax.devices()[0]
     pipeline = load_pipeline(args.pipeline, args.dtype, args.variant, revision=args.revision,
@@ -73,8 +76,8 @@ def run(argv) -> int:
           f'{"/".join(sorted({d.device_kind for d in jax.devices()}))}, all in one call', file=sys.stderr, flush=True)
     use = ('inpaint' if args.mask else 'image_to_image') if args.image else 'text_to_image'
     pictures = getattr(pipeline, use)(
-        pipeline.variables, args.prompt, *(a for a in (args.image, args.mask) if a), negative_prompt=args.negative,
-        steps=args.steps, seed=args.seed, images_per_prompt=args.n, **settings)
+        pipeline.variables, args.prompt, *files, negative_prompt=args.negative, steps=args.steps, seed=args.seed,
+        images_per_prompt=args.n, **settings)
     for k, picture in enumerate(np.asarray(pictures)):
         save_png(Path(f'{args.out}-{k}.png'), picture)
     print(f'{count} pictures: {args.out}-0.png to {args.out}-{count - 1}.png')

@@ -95,6 +95,15 @@ def _fit(image: Image.Image, size: int) -> Image.Image:
     return image if width == height else image.crop((left, top, left + size, top + size))
 
 
+def flat(image: Image.Image, channels: int = 3, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """A picture of any mode as 'RGB' or 'L', upright, transparency laid over `background`; see `decode_image`."""
+    picture = _eight_bits(_upright(image))
+    if picture.has_transparency_data:
+        picture = _over(picture, background)
+    mode = 'RGB' if channels == 3 else 'L'
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture with its header read and its pixels not yet decoded.
 
@@ -143,11 +152,7 @@ def decode_image(data: bytes, path, *, channels: int = 3, background: tuple[int,
             if draft and image_size is not None:
                 image.draft(None, (2 * image_size, 2 * image_size))
             image.load()
-            picture = _eight_bits(_upright(image))
-            if picture.has_transparency_data:
-                picture = _over(picture, background)
-            mode = 'RGB' if channels == 3 else 'L'
-            picture = picture if picture.mode == mode else picture.convert(mode)
+            picture = flat(image, channels, background)
             pixels = np.asarray(picture if image_size is None else _fit(picture, image_size))
     except MemoryError:
         raise

@@ -1,13 +1,17 @@
 """Pictures and masks as users have them, to arrays as pipelines want them; and back to uint8."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from gen_jax.types import Array
 
-__all__ = ['check_size', 'masks', 'pictures', 'to_uint8']
+__all__ = ['check_size', 'masks', 'pictures', 'read_picture', 'to_uint8']
+
+NOTHING = (0, 0, 0)
+"""What a transparent part of a mask counts as: it is kept."""
 
 
 def check_size(height: int, width: int, factor: int) -> None:
@@ -21,17 +25,25 @@ def check_size(height: int, width: int, factor: int) -> None:
                              f'{low + factor}: resize, crop or pad')
 
 
-def _array(picture) -> np.ndarray:
-    """A PIL image, path or array as an array; PIL is asked only if there is one."""
+def read_picture(picture, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+    """An array as it is; a PIL image or the path of a picture as uint8 [H, W, 3], see `gen_jax.data.decode`.
+
+    Args:
+        background: RGB that files and PIL images have where they are transparent.
+
+    Raises:
+        ValueError: no such file, no picture, or a damaged one.
+    """
     if isinstance(picture, np.ndarray) or hasattr(picture, '__array__') and not hasattr(picture, 'convert'):
         return np.asarray(picture)
-    from PIL import Image, ImageOps
-    if not hasattr(picture, 'convert'):
-        try:
-            picture = Image.open(picture)
-        except (OSError, AttributeError, TypeError) as error:
-            raise ValueError(f'{picture!r} is no picture that can be read ({error})') from None
-    return np.asarray(ImageOps.exif_transpose(picture))
+    from gen_jax.data.decode import decode_image, flat  # Pillow is asked only if there is something for it
+    if hasattr(picture, 'convert'):
+        return np.asarray(flat(picture, background=background))
+    try:
+        data = Path(picture).read_bytes()
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f'{picture!r} is no picture that can be read ({error})') from None
+    return decode_image(data, picture, background=background)
 
 
 def _floats(array: np.ndarray, name: str) -> np.ndarray:
@@ -47,10 +59,10 @@ def _floats(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def _batch(value) -> list[np.ndarray]:
+def _batch(value, background=(255, 255, 255)) -> list[np.ndarray]:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_array(v) for v in value]
-    array = _array(value)
+        return [read_picture(v, background) for v in value]
+    array = read_picture(value, background)
     return list(array) if array.ndim == 4 else [array]
 
 
@@ -98,7 +110,7 @@ def masks(mask, n: int, size: tuple[int, int], threshold: float = 0.5) -> np.nda
         ValueError: of another size than the picture, or not a picture.
     """
     arrays = []
-    for array in _batch(mask):
+    for array in _batch(mask, NOTHING):
         array = array[..., 0] if array.ndim == 3 else array
         if array.shape != tuple(size):
             raise ValueError(f'mask has size {array.shape[:2]}, the picture {tuple(size)}; they must be the same')

@@ -7,6 +7,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from gen_jax.cli.main import main
 from gen_jax.pipelines import load_pipeline, pictures, save_pipeline, schedule
@@ -149,6 +150,31 @@ def test_pictures_of_every_kind():
     assert prompts_of(['a', 'b'], 2) == ['a', 'a', 'b', 'b']
 
 
+@pytest.mark.parametrize('mode', ['P', 'L', 'LA', 'CMYK', 'RGBA', 'I;16', '1'])
+def test_pictures_and_masks_of_every_mode(mode, tmp_path):
+    levels = np.repeat(np.uint8([[0, 255], [255, 0]]), 3).reshape(2, 2, 3)
+    picture = Image.fromarray(levels)
+    picture = (Image.fromarray(levels[..., 0].astype(np.uint16) * 257) if mode == 'I;16' else
+               picture.convert('L').convert(mode) if mode in ('LA', '1') else picture.convert(mode))
+    assert picture.mode == mode
+    picture.save(path := tmp_path / ('a.tiff' if mode == 'CMYK' else 'a.png'))
+    for given in (picture, path, str(path)):
+        np.testing.assert_array_equal(pictures.pictures(given, 1, 1)[0], levels / 127.5 - 1.0)
+        np.testing.assert_array_equal(pictures.masks(given, 1, (2, 2))[0, ..., 0], levels[..., 0] / 255)
+
+
+def test_what_is_transparent_is_white_in_a_picture_and_kept_by_a_mask(tmp_path):
+    clear = np.zeros((2, 2, 4), np.uint8)
+    clear[0] = 255
+    Image.fromarray(clear).save(tmp_path / 'a.png')
+    assert (pictures.pictures(tmp_path / 'a.png', 1, 1) == 1).all()
+    assert pictures.masks(tmp_path / 'a.png', 1, (2, 2))[0, ..., 0].tolist() == [[1, 1], [0, 0]]
+    whole = (tmp_path / 'a.png').read_bytes()
+    (tmp_path / 'b.png').write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match='b.png'):
+        pictures.pictures(tmp_path / 'b.png', 1, 1)
+
+
 @pytest.mark.parametrize('strength, first', [(1.0, 0), (0.8, 1), (0.6, 2), (0.2, 4)])
 def test_image_to_image_starts_where_diffusers_does(strength, first):
     """The levels of 5 steps of DDIM; the noise of the start is that of the step."""
@@ -169,3 +195,5 @@ def test_generate_writes_a_picture_per_prompt_and_seed(folder, tmp_path, capsys)
     for bad in (['--mask', 'm.png'], ['--strength', '0.5'], ['--set', 'nonsense'], ['--guidance', 'much']):
         assert main([*argv, *bad]) == 2
         assert 'Traceback' not in capsys.readouterr().err
+    assert main(['generate', '--pipeline', 'nowhere', '--prompt', 'x', '--image', str(tmp_path / 'm.png')]) == 2
+    assert 'm.png' in capsys.readouterr().err  # before a look at gigabytes of weights
