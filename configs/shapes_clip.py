@@ -6,8 +6,10 @@
 Trained on scenes of one object; 28 of the 32 shape-colour combinations are seen. Colour is learnt in 100 steps; shape
 is what takes the time, and it is learnt much sooner with a convolutional stem than with a linear patch embedding.
 
-Scenes of several objects (`shapes_clip:objects=2`) come with hard negatives: captions of which one word is exchanged
-(gen_jax/data/hard_negatives.py). The other captions of a batch can be told apart by what they name, in any order.
+Scenes of several objects (`shapes_clip:objects=2`) come with hard negatives, captions of which the relation is reversed
+(gen_jax/data/hard_negatives.py): those of a batch can be told apart by what they name, in any order. `relations` is the
+share of 2,000 unseen scenes of two objects whose caption ranks above the reversed one. It takes large word embeddings
+at the start, too: with the published ones `relations` was 0.56 after 1,000 steps, chance being 0.5.
 
 What it measures: `zero_shot` is the share of 2,000 unseen scenes of seen combinations ('test') for which the right one
 of all 32 captions 'a {colour} {shape}' ranks first; `heldout` is the same for 2,000 scenes of the four combinations
@@ -65,16 +67,21 @@ def get_config(arg=''):
         'zero_shot': {**zero_shot, 'split': 'test'},  # at the end only
         'heldout': {**zero_shot, 'split': 'heldout'},
     }
-    if arg.hard_negatives and arg.objects > 1:
-        truth = {'fields': ('image', 'label', 'caption')}
-        tokenize = c.data.transforms[0]
-        c.data.transforms = ({**tokenize, 'exchange': EXCHANGEABLE},)
-        c.data.eval_transforms = ({**tokenize, 'key': 'caption', 'exchange': EXCHANGEABLE[-2:]},)
+    if arg.objects > 1:
+        c.system.network.update({'text_initializer_factor': 50.0, 'vision_initializer_factor': 10.0})
+        c.data.batch_size = 128
+        c.train.steps = 3000
+        c.checkpoint.every_steps = c.evaluate.val.every_steps = 500
+    if arg.objects > 1 and arg.hard_negatives:
+        tokenize, truth = c.data.transforms[0], {'fields': ('image', 'label', 'caption')}
+        c.data.transforms = ({**tokenize, 'exchange': EXCHANGEABLE[-2:]},)  # others would be captions of unseen pairs
+        c.data.eval_transforms = ({**c.data.transforms[0], 'key': 'caption'},)
         for spec in c.evaluate.values():
             spec.data_options.update(truth)
-        c.evaluate['relations'] = {
+        c.evaluate.relations = {
             'predict': 'losses', 'metrics': ({'name': 'mean', 'key': 'hard_negative'},), 'split': 'test',
-            'batch_size': 500, 'data_options': {'min_objects': 2, 'max_objects': 2, 'size': 2000, **truth}}
+            'batch_size': 500, 'every_steps': 500,
+            'data_options': {'min_objects': 2, 'max_objects': 2, 'size': 2000, **truth}}
     if arg.debug:
         c.system.network.update({'vision_width': 8, 'vision_layers': 1, 'vision_heads': 1,
                                  'vision_hidden': 8, 'text_width': 8, 'text_layers': 1, 'text_heads': 1,

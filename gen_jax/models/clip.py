@@ -36,6 +36,9 @@ class CLIP(nn.Module):
         remat: what the backward pass recomputes of every block, see `gen_jax.nn.remat`; '' is nothing.
         layer_norm_eps: added to every variance.
         attention_implementation: see `gen_jax.nn.attention.dot_product_attention`.
+        vision_initializer_factor, text_initializer_factor: times the published standard deviations of tokens, positions
+            and class token at the start, which suit long trainings: of words and of where they stand little is left
+            behind the first layer, and short ones never learn word order.
     """
 
     image_size: int = 224
@@ -61,14 +64,18 @@ class CLIP(nn.Module):
     remat: str = ''
     layer_norm_eps: float = 1e-5
     attention_implementation: str | None = None
+    vision_initializer_factor: float = 1.0
+    text_initializer_factor: float = 1.0
 
     def setup(self):
         self.vision_model = VisionModel(self.image_size, self.patch_size, self.vision_width, self.vision_layers,
                                         self.vision_heads, self.vision_hidden, tuple(self.stem), self.act, self.dtype,
-                                        self.remat, self.layer_norm_eps, self.attention_implementation)
+                                        self.remat, self.layer_norm_eps, self.attention_implementation,
+                                        self.vision_initializer_factor)
         self.text_model = TextModel(self.vocab_size, self.max_length, self.text_width, self.text_layers,
                                     self.text_heads, self.text_hidden, self.eos_token_id, self.act, self.dtype,
-                                    self.remat, self.layer_norm_eps, self.attention_implementation)
+                                    self.remat, self.layer_norm_eps, self.attention_implementation,
+                                    self.text_initializer_factor)
 
         def projection(width):
             return nn.Dense(self.projection_dim, use_bias=False, dtype=self.dtype,

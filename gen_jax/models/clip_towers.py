@@ -46,6 +46,7 @@ class VisionEmbeddings(nn.Module):
     stem: tuple[int, ...] = ()
     act: str = 'quick_gelu'
     dtype: Any = jnp.float32
+    initializer_factor: float = 1.0
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
@@ -58,11 +59,11 @@ class VisionEmbeddings(nn.Module):
         x = nn.Conv(self.width, (patch, patch), (patch, patch), padding='VALID', use_bias=False, dtype=self.dtype,
                     name='patch_embedding')(x)
         x = x.reshape(b, -1, self.width)
-        cls = self.param('class_embedding', nn.initializers.normal(self.width**-0.5), (self.width,))
+        normal = nn.initializers.normal(self.initializer_factor * self.width**-0.5)
+        cls = self.param('class_embedding', normal, (self.width,))
         x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, self.width)).astype(x.dtype), x], axis=1)
         n = 1 + (size // self.patch_size) ** 2
-        position = nn.Embed(n, self.width, embedding_init=nn.initializers.normal(self.width**-0.5), dtype=self.dtype,
-                            name='position_embedding')
+        position = nn.Embed(n, self.width, embedding_init=normal, dtype=self.dtype, name='position_embedding')
         return x + position(jnp.arange(n))
 
 
@@ -81,6 +82,7 @@ class VisionModel(nn.Module):
     remat: str = ''
     layer_norm_eps: float = 1e-5
     attention_implementation: str | None = None
+    initializer_factor: float = 1.0
 
     @nn.compact
     def __call__(self, image: Array, output_hidden_states: bool = False) -> TowerOutput:
@@ -93,7 +95,8 @@ class VisionModel(nn.Module):
         if self.patch_size % 2 ** len(self.stem):
             raise ValueError(f'a stem of {len(self.stem)} stride-2 convolutions needs a patch_size divisible by '
                              f'{2 ** len(self.stem)}, not {self.patch_size}')
-        x = VisionEmbeddings(self.width, self.patch_size, self.stem, self.act, self.dtype, name='embeddings')(image)
+        x = VisionEmbeddings(self.width, self.patch_size, self.stem, self.act, self.dtype, self.initializer_factor,
+                             name='embeddings')(image)
         eps = self.layer_norm_eps
         x = LayerNorm(eps, self.dtype, name='pre_layrnorm')(x)  # spelt as in the published checkpoints
         encoder = Encoder(self.num_layers, self.num_heads, self.hidden, self.act, False, eps, self.dtype, self.remat,
@@ -110,13 +113,14 @@ class TextEmbeddings(nn.Module):
     max_length: int
     width: int
     dtype: Any = jnp.float32
+    initializer_factor: float = 1.0
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
-        normal = nn.initializers.normal
-        token = nn.Embed(self.vocab_size, self.width, embedding_init=normal(0.02), dtype=self.dtype,
+        normal, factor = nn.initializers.normal, self.initializer_factor
+        token = nn.Embed(self.vocab_size, self.width, embedding_init=normal(0.02 * factor), dtype=self.dtype,
                          name='token_embedding')
-        position = nn.Embed(self.max_length, self.width, embedding_init=normal(0.01), dtype=self.dtype,
+        position = nn.Embed(self.max_length, self.width, embedding_init=normal(0.01 * factor), dtype=self.dtype,
                             name='position_embedding')
         return token(tokens) + position(jnp.arange(tokens.shape[1]))
 
@@ -141,9 +145,11 @@ class TextModel(nn.Module):
     remat: str = ''
     layer_norm_eps: float = 1e-5
     attention_implementation: str | None = None
+    initializer_factor: float = 1.0
 
     def setup(self):
-        self.embeddings = TextEmbeddings(self.vocab_size, self.max_length, self.width, self.dtype)
+        self.embeddings = TextEmbeddings(self.vocab_size, self.max_length, self.width, self.dtype,
+                                         self.initializer_factor)
         self.encoder = Encoder(self.num_layers, self.num_heads, self.hidden, self.act, True, self.layer_norm_eps,
                                self.dtype, self.remat, self.attention_implementation)
         self.final_layer_norm = LayerNorm(self.layer_norm_eps, self.dtype)

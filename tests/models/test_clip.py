@@ -166,3 +166,18 @@ def test_quick_gelu_is_not_gelu():
     x = jnp.linspace(-3, 3, 7)
     np.testing.assert_allclose(activation('quick_gelu')(x), x * nn.sigmoid(1.702 * x), rtol=1e-6)
     assert np.abs(activation('quick_gelu')(x) - activation('gelu')(x)).max() > 5e-3
+
+
+def test_initializer_factors_scale_what_a_tower_starts_from():
+    def params(**kwargs):
+        network = clip_tiny(**kwargs)
+        return network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8), jnp.int32))['params']
+
+    plain = trees.flat(params())
+    for tower, factor in (('text', 50.0), ('vision', 10.0)):
+        scaled = trees.flat(params(**{f'{tower}_initializer_factor': factor}))
+        moved = {path for path in plain if not np.array_equal(plain[path], scaled[path])}
+        assert moved == {p for p in plain if f'{tower}_model' in p and ('_embedding' in p and 'patch' not in p)}
+        assert len(moved) == 2
+        for path in moved:
+            np.testing.assert_allclose(scaled[path], factor * plain[path], rtol=1e-6)
