@@ -17,7 +17,7 @@ that were never shown or named, reported as it comes out; `val` follows the trai
 
 Expected: at least 90 % zero-shot. Ours, one seed: 99.9 % after 1,000 steps (98 % after 500), held-out 80 %. The
 hold-out varies with the schedule (93 % after the first 1,000 steps of a run of 2,000), so read it with care. It took
-3.9 minutes on 2 CPU cores.
+3.9 minutes on 2 CPU cores. Of two objects, in 7 minutes: 99.9 % and `relations` 0.943.
 """
 
 from gen_jax.config import base_config, parse_arg

@@ -15,8 +15,8 @@ the data is on the disk. Rectified flow with logit-normal times (Esser et al. 20
 (Ho & Salimans 2022). After 2,000 steps it drew 67 of 100 captions of one object right at guidance 3; with a cosine
 table, v-prediction and uniform times 27.
 
-Expected, on 2 idle CPU cores in about 45 minutes, at guidance 3: `one` at least 0.90. Ours, one seed: one 0.964, two
-0.314, heldout 0.674 (docs/latent_diffusion.md has the curve over guidance scale).
+Expected, on 2 idle CPU cores in about 45 minutes, at guidance 4: `one` at least 0.90. Ours, one seed: one 0.936, two
+0.232, heldout 0.946 (docs/latent_diffusion.md has the curve over guidance scale).
 
 `one` is the share of 500 captions of one object ('a small red circle') in whose picture the oracle reads just that:
 count, shape, colour and size; `two` are captions of two objects and their relation; `heldout` names one of the four

@@ -9,8 +9,8 @@ who is to draw the latents: at a weight of 1e-6 (31.9 dB) they had to be exact t
 scenes of seen shape-colour pairs, `heldout` 2,000 of unseen ones: `psnr` in dB (the scenes' own noise caps it near 34),
 and `scene`, the share of reconstructions in which the oracle reads count, shapes, colours and sizes right.
 
-Expected, on 2 idle CPU cores in about 22 minutes: at least 30 dB and 0.95. Ours, one seed: 31.4 dB and 0.962 (unseen
-pairs 30.8 dB and 0.948) after 2,500 steps; with a weight of 1e-6, 31.9 dB and 0.978 (31.4 dB and 0.965) after 3,000.
+Expected, on 2 idle CPU cores in about 24 minutes: at least 30 dB and 0.95. Ours, one seed: 31.7 dB and 0.976 (unseen
+pairs 31.1 dB and 0.958); with a weight of 1e-6, 31.9 dB and 0.978 (31.4 dB and 0.965).
 """
 
 from gen_jax.config import base_config, parse_arg

@@ -67,13 +67,14 @@ def test_vdm_on_digits(tmp_path):
 def test_latent_diffusion_on_shapes(tmp_path):
     """The whole chain: autoencoder, latents, text encoder, embeddings, UNet. About 90 minutes.
 
-    Pairs of shape and colour that the autoencoder has not seen are held to what was measured, 30.8 dB and 0.948."""
+    Of pairs of shape and colour that it has not seen, the autoencoder read 0.958 right when this was measured.
+    """
     root = Path(__file__).resolve().parent.parent
     environment = {k: v for k, v in os.environ.items() if k != 'NPROC'}
     subprocess.run(['bash', root / 'experiments' / 'latent_diffusion.sh', Path(sys.executable).parent, tmp_path],
                    check=True, env=environment, timeout=3 * 3600, cwd=root)
     first_stage, model = (json.loads((tmp_path / k / 'scores.json').read_text()) for k in ('vae', 'ldm'))
     assert first_stage['test']['psnr'] >= 30.0 and first_stage['test']['scene'] >= 0.95
-    assert first_stage['heldout']['psnr'] >= 30.0 and first_stage['heldout']['scene'] >= 0.93
+    assert first_stage['heldout']['psnr'] >= 30.0 and first_stage['heldout']['scene'] >= 0.94
     shares = {k: v['scene'] for k, v in model.items() if k.startswith('one_')}
     assert len(shares) == 6 and max(shares.values()) >= 0.9
