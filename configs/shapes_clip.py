@@ -21,11 +21,11 @@ hold-out varies with the schedule (93 % after the first 1,000 steps of a run of 
 """
 
 from gen_jax.config import base_config, parse_arg
-from gen_jax.data.shapes_captions import EXCHANGEABLE
 
 VOCABULARY = ('circle', 'square', 'triangle', 'star', 'red', 'orange', 'yellow', 'green', 'cyan', 'blue', 'purple',
               'pink', 'small', 'large', 'above', 'below', 'left', 'of', 'right', 'a', 'an', 'and', 'is', 'one',
               'picture', 'there', ',')
+RELATIONS = (('left of', 'right of'), ('above', 'below'))
 
 
 def get_config(arg=''):
@@ -74,7 +74,7 @@ def get_config(arg=''):
         c.checkpoint.every_steps = c.evaluate.val.every_steps = 500
     if arg.objects > 1 and arg.hard_negatives:
         tokenize, truth = c.data.transforms[0], {'fields': ('image', 'label', 'caption')}
-        c.data.transforms = ({**tokenize, 'exchange': EXCHANGEABLE[-2:]},)  # others would be captions of unseen pairs
+        c.data.transforms = ({**tokenize, 'exchange': RELATIONS},)  # other words would make captions of unseen pairs
         c.data.eval_transforms = ({**c.data.transforms[0], 'key': 'caption'},)
         for spec in c.evaluate.values():
             spec.data_options.update(truth)

@@ -14,7 +14,7 @@ ARROWS = {
     'tokenizers': set(), 'systems': {'models', 'nn', 'diffusion', 'sampling', 'losses', 'trees', 'names'},
     'data': {'tokenizers'}, 'metrics': set(), 'engine': {'config', 'trees', 'metrics'},
     'interop': {'models', 'trees', 'tokenizers'},
-    'pipelines': {'models', 'diffusion', 'sampling', 'interop', 'tokenizers'},
+    'pipelines': {'models', 'diffusion', 'sampling', 'interop', 'tokenizers', 'data'},
     'build': {'config', 'names', 'trees', 'nn', 'models', 'diffusion', 'sampling', 'losses', 'tokenizers', 'systems',
               'data', 'metrics', 'engine', 'interop', 'pipelines'},
     'sweeps': {'config', 'names', 'engine'}, 'report': {'config', 'names', 'engine'},

@@ -6,14 +6,12 @@ from typing import NamedTuple
 
 from gen_jax.data.shapes_render import COLOUR_NAMES, SHAPES, SIZES, Thing
 
-__all__ = ['CAPTION_LENGTH', 'EXCHANGEABLE', 'NUM_PHRASINGS', 'RELATIONS', 'RELATION_MARGIN', 'Described', 'Prompt',
-           'captions', 'class_captions', 'main_relation', 'parse_caption', 'relations', 'shapes_vocabulary']
+__all__ = ['CAPTION_LENGTH', 'NUM_PHRASINGS', 'RELATIONS', 'RELATION_MARGIN', 'Described', 'Prompt', 'captions',
+           'class_captions', 'main_relation', 'parse_caption', 'relations', 'shapes_vocabulary']
 
 RELATIONS = ('left of', 'right of', 'above', 'below')
 RELATION_MARGIN = 2.0
 """A relation holds if the centres differ by at least this along its axis, in canvas units."""
-EXCHANGEABLE = (SHAPES, COLOUR_NAMES, SIZES, RELATIONS[:2], RELATIONS[2:])
-"""Words that make a caption wrong when one stands for the other, see `gen_jax.data.hard_negatives`."""
 NUM_PHRASINGS = 5
 CAPTION_LENGTH = 24
 """Tokens that hold any caption of up to three objects, begin and end marks included."""

@@ -7,8 +7,10 @@ import pytest
 
 from gen_jax.data.hard_negatives import check_groups, exchange_words
 from gen_jax.data.shapes import shapes
-from gen_jax.data.shapes_captions import EXCHANGEABLE, parse_caption, shapes_vocabulary
+from gen_jax.data.shapes_captions import RELATIONS, parse_caption, shapes_vocabulary
+from gen_jax.data.shapes_render import COLOUR_NAMES, SHAPES, SIZES
 
+EXCHANGEABLE = (SHAPES, COLOUR_NAMES, SIZES, RELATIONS[:2], RELATIONS[2:])
 GROUPS = (('red', 'blue', 'orange'), ('left of', 'right of'), ('circle', 'star'))
 
 

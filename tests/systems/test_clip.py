@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs.shapes_clip import get_config
 from gen_jax.data.shapes import shapes
-from gen_jax.data.shapes_captions import EXCHANGEABLE, shapes_vocabulary
+from gen_jax.data.shapes_captions import RELATIONS, shapes_vocabulary
 from gen_jax.models.clip import clip_shapes, clip_tiny
 from gen_jax.systems.clip import clip
 from gen_jax.tokenizers import words
@@ -162,5 +162,5 @@ def test_the_config_speaks_the_language_of_shapes(objects):
     tokens = tokenizer([c for i in range(40) for c in source[i]['captions']])  # warns of cut or unknown words
     assert (tokens == network.eos_token_id).any(-1).all()
     groups = config.data.transforms[0].get('exchange')
-    assert groups == (None if objects == 1 else EXCHANGEABLE)
+    assert groups == (None if objects == 1 else (RELATIONS[:2], RELATIONS[2:]))
     assert get_config(f'objects={objects},hard_negatives=False').data.transforms[0].get('exchange') is None
