@@ -29,8 +29,8 @@ RELATIONS = (('left of', 'right of'), ('above', 'below'))
 
 
 def get_config(arg=''):
-    """Arguments: stem 'conv' | 'linear' (the published patch embedding); objects (at most, 1 to 3); hard_negatives,
-    with several objects; debug.
+    """Arguments: stem 'conv' | 'linear' (the published patch embedding); objects (at most, 1 to 3);
+    hard_negatives=False leaves them out; debug.
     """
     arg = parse_arg(arg, stem='conv', objects=1, hard_negatives=True, debug=False)
     c = base_config()
